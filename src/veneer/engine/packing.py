@@ -1,0 +1,218 @@
+"""Texts of a batch, end to end: the packed batch and its layout.
+
+A packed batch holds the tokens of B texts in one row of T tokens, without padding. Positions restart with each text.
+The texts lie in order of their length, so that attention can treat neighbours of similar length as one batched
+product; `order` says which text of the caller stands where.
+
+This file knows no model and no task.
+
+Shapes: B texts, T tokens in all, n texts of a group, L tokens of a group's longest text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["Group", "Layout", "PackedBatch", "pack"]
+
+# A group ends where a text is shorter than this share of the group's longest one (less a few tokens): more groups
+# cost a kernel launch each, fewer cost padded products. Chosen by measurement, see docs/experiments.md.
+_GROUP_SHARE = 0.7
+_GROUP_SLACK = 6
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring texts of similar length, which attention handles as one batched product.
+
+    Attributes:
+        start, end: the group's token range in the packed row.
+        n: number of texts.
+        longest: L, the tokens of the longest text.
+        gather: (n * L,) int64, for each padded place the token in [0, end - start) that fills it (padding repeats
+            token 0); None where all texts have L tokens.
+        valid: (end - start,) int64, for each token its padded place; None likewise.
+        padding: (n, 1, L) bool, True at padded places; None likewise.
+    """
+
+    start: int
+    end: int
+    n: int
+    longest: int
+    gather: Tensor | None
+    valid: Tensor | None
+    padding: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each text of a packed row lies.
+
+    Attributes:
+        lengths: tokens of each text, in packed order.
+        groups: the texts by length, for attention.
+        cu_seqlens: (B + 1,) int32, the cumulative lengths, 0 first.
+    """
+
+    lengths: tuple[int, ...]
+    groups: tuple[Group, ...]
+    cu_seqlens: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest text."""
+        return max(self.lengths)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(B,) int64: the place of each text's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(B,) int64: the place of each text's last token."""
+        return self.cu_seqlens[1:].long() - 1
+
+    @cached_property
+    def text_of_token(self) -> Tensor:
+        """(T,) int64: the text (in packed order) that each token belongs to."""
+        lengths = self.cu_seqlens.diff().long()
+        return torch.repeat_interleave(torch.arange(len(self.lengths), device=lengths.device), lengths)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B texts end to end.
+
+    Attributes:
+        input_ids: (T,) int64.
+        position_ids: (T,) int64, from 0 within each text (an engine adds a family's own offset).
+        layout: where each text lies.
+        order: (B,) `order[i]` is the caller's number of the i-th packed text.
+        token_type_ids: (T,) int64 where the texts have segments, else None.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    layout: Layout
+    order: tuple[int, ...]
+    token_type_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens."""
+        return int(self.input_ids.shape[0])
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        if torch.device(device) == self.input_ids.device:
+            return self
+        groups = tuple(
+            Group(g.start, g.end, g.n, g.longest, *(_to(t, device) for t in (g.gather, g.valid, g.padding)))
+            for g in self.layout.groups
+        )
+        layout = Layout(self.layout.lengths, groups, self.layout.cu_seqlens.to(device))
+        types = _to(self.token_type_ids, device)
+        return PackedBatch(
+            self.input_ids.to(device), self.position_ids.to(device), layout, self.order, token_type_ids=types
+        )
+
+
+def _to(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def pack(
+    texts: Sequence[npt.ArrayLike], token_type_ids: Sequence[npt.ArrayLike] | None = None
+) -> PackedBatch:
+    """Lay texts end to end, the shortest first.
+
+    Args:
+        texts: B sequences of token ids, none of them empty.
+        token_type_ids: B sequences of segment ids of the same lengths, or None.
+
+    Returns:
+        The packed batch, on the CPU.
+
+    Raises:
+        ValueError: there is no text, or one has no token (the tasks remove empty texts before they come here).
+
+    >>> batch = pack([[5, 6, 7], [8]])
+    >>> batch.input_ids.tolist(), batch.position_ids.tolist(), batch.order
+    ([8, 5, 6, 7], [0, 0, 1, 2], (1, 0))
+    """
+    arrays = [np.asarray(text, dtype=np.int64) for text in texts]
+    if not arrays or min(len(a) for a in arrays) == 0:
+        raise ValueError("pack() needs at least one text, and at least one token in each")
+    lengths = np.array([len(a) for a in arrays], dtype=np.int64)
+    order = np.argsort(lengths, kind="stable")
+    lengths = lengths[order]
+    ends = np.cumsum(lengths)
+    positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    ids = np.concatenate([arrays[i] for i in order])
+    types = None
+    if token_type_ids is not None:
+        types = torch.from_numpy(np.concatenate([np.asarray(token_type_ids[i], dtype=np.int64) for i in order]))
+    return PackedBatch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions),
+        layout=layout_of([int(n) for n in lengths]),
+        order=tuple(int(i) for i in order),
+        token_type_ids=types,
+    )
+
+
+def layout_of(lengths: Sequence[int]) -> Layout:
+    """The layout of texts whose lengths rise.
+
+    Args:
+        lengths: tokens of each text, in packed order, rising.
+    """
+    ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
+    cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
+    groups: list[Group] = []
+    stop = len(lengths)
+    while stop > 0:  # from the longest text down
+        limit = _GROUP_SHARE * lengths[stop - 1] - _GROUP_SLACK
+        begin = stop - 1
+        while begin > 0 and lengths[begin - 1] >= limit:
+            begin -= 1
+        groups.append(_group(lengths[begin:stop], int(ends[begin]) - lengths[begin]))
+        stop = begin
+    return Layout(tuple(int(n) for n in lengths), tuple(reversed(groups)), cu_seqlens)
+
+
+def _group(lengths: Sequence[int], start: int) -> Group:
+    n, longest, tokens = len(lengths), lengths[-1], int(sum(lengths))
+    if lengths[0] == longest:
+        return Group(start, start + tokens, n, longest, None, None, None)
+    sizes = np.asarray(lengths, dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    place = np.arange(longest)
+    inside = place[None, :] < sizes[:, None]  # (n, L)
+    gather = np.where(inside, starts[:, None] + place[None, :], 0).reshape(-1)
+    valid = np.flatnonzero(inside.reshape(-1))
+    return Group(
+        start,
+        start + tokens,
+        n,
+        longest,
+        torch.from_numpy(gather),
+        torch.from_numpy(valid),
+        torch.from_numpy(~inside[:, None, :]),
+    )

@@ -1,0 +1,78 @@
+"""In which dtype the frozen base computes: fp32, or bf16 where this machine multiplies faster in it.
+
+LoRA weights, the head and the optimiser are fp32 in any case. bf16 is not exact; the run says which was taken and why.
+This file knows torch and no model.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+__all__ = ["Precision", "PrecisionName", "choose_precision", "gemm_rate"]
+
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
+# bf16 has to be this much faster before it is worth its rounding.
+_WORTH = 1.3
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The compute dtype of the frozen base, and why.
+
+    Attributes:
+        name: "fp32" or "bf16".
+        reason: in words for the user.
+        gflops: measured GEMM rate by dtype name, GFLOP/s; empty where nothing was measured.
+    """
+
+    name: Literal["fp32", "bf16"]
+    reason: str
+    gflops: dict[str, float]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch's dtype of the name."""
+        return torch.bfloat16 if self.name == "bf16" else torch.float32
+
+
+def choose_precision(wanted: PrecisionName, device: torch.device, *, budget_s: float = 0.05) -> Precision:
+    """The precision for `device`: as asked, or the faster one by a measurement of about `budget_s` seconds."""
+    if wanted != "auto":
+        return Precision(wanted, "asked for", {})
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return Precision("bf16", "this GPU has bf16 matrix units", {})
+        return Precision("fp32", "this GPU has no bf16", {})
+    if device.type != "cpu":
+        return Precision("fp32", f"bf16 is not measured on {device.type}", {})
+    rates = {
+        name: gemm_rate(dtype, budget_s=budget_s / 2)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    ratio = rates["bf16"] / rates["fp32"]
+    figures = f"{rates['bf16']:.0f} against {rates['fp32']:.0f} GFLOP/s"
+    if ratio >= _WORTH:
+        return Precision("bf16", f"bf16 multiplies {ratio:.1f} x faster here ({figures})", rates)
+    return Precision("fp32", f"bf16 is not faster here ({figures})", rates)
+
+
+def gemm_rate(
+    dtype: torch.dtype, *, m: int = 512, k: int = 768, n: int = 768, budget_s: float = 0.025
+) -> float:
+    """GFLOP/s of an (m, k) x (k, n) product on the CPU: the best of the runs that fit in `budget_s` seconds."""
+    with torch.no_grad():
+        x, w = torch.ones(m, k, dtype=dtype), torch.ones(n, k, dtype=dtype)
+        torch.nn.functional.linear(x, w)  # the first call compiles the kernel
+        best, stop = float("inf"), time.perf_counter() + budget_s
+        while True:
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, w)
+            end = time.perf_counter()
+            best = min(best, end - start)
+            if end >= stop:
+                return 2e-9 * m * k * n / best
