@@ -1,0 +1,181 @@
+"""Layers with adapters beside them: the original module inside, untouched, and any number of low-rank pairs.
+
+    LoraLinear       for nn.Linear and transformers' Conv1D
+    LoraEmbedding    for nn.Embedding
+
+This file must not know names of models or tasks, nor how an adapter is configured or stored.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import cast
+
+from torch import Tensor, nn
+
+from veneer.lora.autograd import lora_linear, low_rank_product
+from veneer.lora.low_rank import LowRankForm
+
+__all__ = ["AdaptedLayer", "Layout", "LoraEmbedding", "LoraLinear", "layout_of", "wrap"]
+
+
+class Layout(Enum):
+    """The kinds of layer that can have an adapter; the value is what reports call them."""
+
+    LINEAR = "Linear"
+    CONV1D = "Conv1D"
+    EMBEDDING = "Embedding"
+
+    def sizes(self, layer: nn.Module) -> tuple[int, int]:
+        """(n inputs, m outputs) of a layer of this kind; for an embedding (rows, width)."""
+        rows, columns = cast(Tensor, layer.weight).shape
+        return (columns, rows) if self is Layout.LINEAR else (rows, columns)
+
+
+def layout_of(module: nn.Module) -> Layout | None:
+    """The layout of a module that LoRA can be put on; None for every other.
+
+    A subclass with a `forward` of its own is another function and has no layout, but an embedding that
+    multiplies its rows by a scalar `embed_scale` has (Gemma 3, BART). Conv1D is known by its name, so that
+    this needs no import of transformers.
+    """
+    kind = type(module)
+    if any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in kind.__mro__):
+        return Layout.CONV1D
+    if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
+        return Layout.LINEAR
+    if (
+        isinstance(module, nn.Embedding)
+        and module.max_norm is None
+        and (kind.forward is nn.Embedding.forward or _embed_scale(module) is not None)
+    ):
+        return Layout.EMBEDDING
+    return None
+
+
+def _embed_scale(module: nn.Module) -> float | Tensor | None:
+    scale = getattr(module, "embed_scale", None)
+    if isinstance(scale, Tensor) and scale.numel() == 1:
+        return scale
+    return float(scale) if isinstance(scale, int | float) else None
+
+
+class _Adapted(nn.Module):
+    """What both kinds of layer share: the base, the pairs, and which of them count."""
+
+    def __init__(self, base_layer: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.layout = layout
+        self.adapters = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        """The adapters that are added to the base's output; none while merged or disabled."""
+        self.training = base_layer.training
+        self.in_features, self.out_features = layout.sizes(base_layer)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight: models read `layer.weight`."""
+        return cast(Tensor, self.base_layer.weight)
+
+    def pair(self, name: str) -> LowRankForm:
+        """The tensors of the adapter `name` in this layer."""
+        return cast(LowRankForm, self.adapters[name])
+
+    def delta(self, name: str) -> Tensor:
+        """`scaling · B A` of the adapter `name`, in fp32 (or fp64) and in the base weight's own layout."""
+        pair = self.pair(name)
+        lora_A, lora_B = pair.factors()
+        change = (lora_B @ lora_A) * pair.settings.scaling  # (m, n)
+        return change if self.layout is Layout.LINEAR else change.t()
+
+
+class LoraLinear(_Adapted):
+    """`base_layer(x)` plus the active adapters; `base_layer` is an nn.Linear or a Conv1D."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, or None."""
+        return cast("Tensor | None", self.base_layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., m), in the dtype of the base."""
+        rest = self.active
+        if rest and _runs_as_written(self.base_layer):
+            pair = self.pair(rest[0])
+            lora_A, lora_B = pair.factors()
+            y = lora_linear(
+                x,
+                self.weight,
+                self.bias,
+                lora_A,
+                lora_B,
+                pair.settings.scaling,
+                dropout=pair.settings.dropout if self.training else 0.0,
+                transposed=self.layout is Layout.CONV1D,
+            )
+            rest = rest[1:]
+        else:
+            y = self.base_layer(x)
+        for name in rest:
+            pair = self.pair(name)
+            lora_A, lora_B = pair.factors()
+            dropout = pair.settings.dropout if self.training else 0.0
+            y = y + low_rank_product(x, lora_A, lora_B, pair.settings.scaling, dropout=dropout)
+        return y
+
+
+class LoraEmbedding(_Adapted):
+    """`base_layer(ids)` plus the active adapters' rows. A (r, rows), B (width, r).
+
+    As in PEFT there is no dropout here, the row `padding_idx` gets no gradient, and a base that multiplies
+    its rows by `embed_scale` multiplies the adapter's rows too.
+    """
+
+    @property
+    def num_embeddings(self) -> int:
+        """The number of rows."""
+        return self.in_features
+
+    @property
+    def embedding_dim(self) -> int:
+        """The width of a row."""
+        return self.out_features
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The row that is never trained, or None."""
+        return cast("int | None", self.base_layer.padding_idx)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) integers -> (..., width), in the dtype of the base."""
+        y: Tensor = self.base_layer(ids)
+        scale = _embed_scale(self.base_layer)
+        for name in self.active:
+            pair = self.pair(name)
+            lora_A, lora_B = pair.factors()
+            h = nn.functional.embedding(
+                ids,
+                lora_A.t(),
+                padding_idx=self.padding_idx,
+                scale_grad_by_freq=cast(bool, self.base_layer.scale_grad_by_freq),
+            )  # (..., r)
+            rows = (h @ lora_B.t()) * pair.settings.scaling  # (..., width)
+            y = y + (rows if scale is None else rows * scale).to(y.dtype)
+        return y
+
+
+AdaptedLayer = LoraLinear | LoraEmbedding
+
+
+def wrap(module: nn.Module, layout: Layout) -> AdaptedLayer:
+    """The layer that holds `module` and, later, its adapters."""
+    return LoraEmbedding(module, layout) if layout is Layout.EMBEDDING else LoraLinear(module, layout)
+
+
+def _runs_as_written(base: nn.Module) -> bool:
+    """Whether calling `base` does nothing but its class's `forward`: no hooks, no forward put on the
+    object."""
+    return not (
+        base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in vars(base)
+    )
