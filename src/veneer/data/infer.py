@@ -1,0 +1,215 @@
+"""Which column is the text and which the label, and what task the labels make: each with its reason.
+
+It looks at names and at a sample of the cells. Where two columns are as likely it asks, and never guesses.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from veneer.data.choices import Choice, counted
+from veneer.data.tables import Table
+from veneer.errors import DataError, nearest
+
+__all__ = ["ColumnFacts", "column_facts", "find_label_column", "find_text_column", "infer_task"]
+
+TEXT_NAMES = (
+    "text", "texts", "sentence", "message", "messages", "content", "body", "review", "comment", "tweet",
+    "utterance", "sms", "query", "document", "sentence1", "text_a", "premise",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "class", "category", "categories", "target", "sentiment", "intent", "topic", "topics",
+    "tag", "tags", "emotion", "emotions", "is_spam", "spam", "rating", "stars", "score", "similarity",
+)  # fmt: skip
+SAMPLE_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """What a sample of a column looks like. Shares are of the cells that are not empty, in [0, 1]."""
+
+    name: str
+    kind: str
+    cells: int
+    distinct: int
+    mean_characters: float
+    mean_words: float
+    numeric: float
+    whole: float
+
+    @property
+    def may_be_text(self) -> bool:
+        """Words, mostly different from row to row."""
+        if self.kind in ("list", "object", "bool") or not self.cells or self.numeric > 0.5:
+            return False
+        return self.mean_words >= 2 or (self.mean_characters >= 3 and self.distinct > 0.5 * self.cells)
+
+    @property
+    def may_be_label(self) -> bool:
+        """Few different values, each of them short; or numbers."""
+        if self.kind == "list":
+            return True
+        if self.kind == "object" or not self.cells or self.mean_characters > 64:
+            return False
+        if self.numeric == 1 and self.whole < 1:
+            return True
+        return self.distinct <= (max(2, self.cells // 2) if self.cells < 40 else self.cells // 4)
+
+    def describe(self) -> str:
+        """The facts that speak for or against it, for a message."""
+        words = f"{self.mean_words:.0f} words a cell, " if self.mean_words >= 2 else ""
+        distinct = counted(self.distinct, "distinct value")
+        return f"{self.name!r} ({words}{distinct} in {counted(self.cells, 'cell')})"
+
+
+def column_facts(table: Table, column: str) -> ColumnFacts:
+    """Facts from a sample of up to `SAMPLE_ROWS` rows, taken evenly from the whole table."""
+    rows = np.unique(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_ROWS)).astype(np.int64))
+    cells = [cell for cell in table.take(column, rows) if cell is not None and cell.strip()]
+    numbers = [number for number in map(_number, cells) if number is not None]
+    n = max(1, len(cells))
+    return ColumnFacts(
+        name=column,
+        kind=table.kinds.get(column, "text"),
+        cells=len(cells),
+        distinct=len(set(cells)),
+        mean_characters=sum(map(len, cells)) / n,
+        mean_words=sum(len(cell.split()) for cell in cells) / n,
+        numeric=len(numbers) / n,
+        whole=sum(number == int(number) for number in numbers) / n,
+    )
+
+
+def _number(cell: str) -> float | None:
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def find_text_column(
+    table: Table, given: str | None, taken: Sequence[str | None] = ()
+) -> tuple[str, Choice | None]:
+    """The column to read; `taken` are columns with another use. Raises `DataError` where it is not clear."""
+    return _find(table, given, "text", TEXT_NAMES, lambda facts: facts.may_be_text, taken)
+
+
+def find_label_column(
+    table: Table, given: str | None, taken: Sequence[str | None] = ()
+) -> tuple[str, Choice | None]:
+    """The column to predict; `taken` are columns with another use. Raises `DataError` where it is not
+    clear.
+    """
+    return _find(table, given, "label", LABEL_NAMES, lambda facts: facts.may_be_label, taken)
+
+
+def _find(
+    table: Table,
+    given: str | None,
+    role: str,
+    names: Sequence[str],
+    plausible: Callable[[ColumnFacts], bool],
+    taken: Sequence[str | None],
+) -> tuple[str, Choice | None]:
+    if given is not None:
+        if given not in table.columns:
+            mend = nearest(given, table.columns) or f"Columns: {', '.join(table.columns)}."
+            raise DataError(f"{table.path} has no column {given!r} ({role} column). {mend}")
+        return given, None
+    facts = [column_facts(table, column) for column in table.columns if column not in taken]
+    likely = [one for one in facts if plausible(one)]
+    named = [one for one in likely if one.name.strip().lower() in names]
+    what = f"{role} column"
+    if len(named) == 1:
+        return named[0].name, Choice(what, named[0].name, f"its name, and {_why(named[0], role)}")
+    first = [one for one in named if one.name.strip().lower() == names[0]]
+    if len(first) == 1:
+        return first[0].name, Choice(what, first[0].name, f"its name, and {_why(first[0], role)}")
+    if not named and len(likely) == 1:
+        others = "the only column that could be" if len(facts) > 1 else "the only column left"
+        return likely[0].name, Choice(what, likely[0].name, f"{others}: {_why(likely[0], role)}")
+    wordy = [one for one in named or likely if one.mean_words >= 2]
+    if role == "text" and not named and len(wordy) == 1:
+        return wordy[0].name, Choice(
+            what, wordy[0].name, f"the only column of several words: {_why(wordy[0], role)}"
+        )
+    raise DataError(_unclear(table, role, facts, named or likely))
+
+
+def _why(facts: ColumnFacts, role: str) -> str:
+    if role == "label":
+        return f"{counted(facts.distinct, 'distinct value')} in {counted(facts.cells, 'row')}"
+    return (
+        f"{facts.mean_characters:.0f} characters a row, {facts.distinct / max(1, facts.cells):.0%} distinct"
+    )
+
+
+def _unclear(table: Table, role: str, facts: Sequence[ColumnFacts], likely: Sequence[ColumnFacts]) -> str:
+    flag = f"--{role}-column"
+    if likely:
+        listed = ", ".join(one.describe() for one in likely)
+        return f"{table.path}: which column is the {role}? It could be {listed}. Say which with {flag}."
+    wanted = "words, mostly different in each row" if role == "text" else "few different values, or numbers"
+    if len(table.columns) == 1:
+        return (
+            f"{table.path} was read as a single column ({table.columns[0]}), so there is no {role} column. "
+            "Expected a text and a label in each row; check the delimiter (--delimiter)."
+        )
+    listed = ", ".join(one.describe() for one in facts) or "none left"
+    return (
+        f"{table.path}: no column looks like a {role} ({wanted}). Columns: {listed}. Say which with {flag}."
+    )
+
+
+def infer_task(
+    facts: ColumnFacts, cells: Sequence[str | None], multi_label: bool | None, separator: str | None
+) -> tuple[Choice, str | None]:
+    """The task that the label column makes, and the separator of several labels in a cell, if there is one.
+
+    The choice's value is "classification", "multi-label" or "regression". `cells` is a sample of the column.
+    """
+    several = "multi-label"
+    found = separator
+    if found is None and multi_label is not False and facts.kind != "list":
+        found = _joined([cell.strip() for cell in cells if cell is not None and cell.strip()])
+    if multi_label:
+        return Choice("task", several, "multi_label is set"), found
+    if multi_label is None and separator is not None:
+        return Choice("task", several, f"labels are separated by {separator!r}"), found
+    if multi_label is None and facts.kind == "list":
+        return Choice("task", several, f"{facts.name!r} holds lists"), None
+    if multi_label is None and found is not None:
+        reason = f"cells of {facts.name!r} hold several of the same few labels, separated by {found!r}"
+        return Choice("task", several, reason), found
+    if facts.numeric == 1 and facts.whole < 1:
+        return Choice("task", "regression", f"{facts.name!r} holds numbers that are not whole"), None
+    if facts.numeric == 1 and facts.distinct > max(20, facts.cells // 20):
+        return Choice(
+            "task", "regression", f"{facts.name!r} holds {facts.distinct:,} different numbers"
+        ), None
+    return Choice("task", "classification", f"each row of {facts.name!r} holds one of a few labels"), None
+
+
+def _joined(cells: Sequence[str]) -> str | None:
+    """The separator with which cells join labels that also occur alone, if that is how the column is
+    written.
+    """
+    for separator in ("|", ";", ","):
+        joined = [cell for cell in cells if separator in cell]
+        if not joined or len(joined) < 0.02 * len(cells):
+            continue
+        parts = Counter(part.strip() for cell in joined for part in cell.split(separator))
+        alone = {cell for cell in cells if separator not in cell}
+        combinations, known = set(joined), sum(n for part, n in parts.items() if part in alone)
+        if (
+            "" not in parts
+            and known >= 0.9 * sum(parts.values())
+            and len(parts) < len(combinations) + len(alone)
+        ):
+            return separator
+    return None

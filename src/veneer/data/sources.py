@@ -1,0 +1,204 @@
+"""Where the rows come from: a file, a named data set, or the hub; each gives tables, and maybe a fixed split.
+
+    messages.csv         a file
+    sms-spam             a named data set: downloaded, checked by its hash, cached
+    sms-spam:PATH        the same from a local copy (the file, or the folder that holds it)
+    sst2, sst2:FOLDER    GLUE's SST-2: from the hub, or from a folder with train.tsv and dev.tsv
+    owner/name           a data set of the Hugging Face hub (owner/name:config where it has several)
+
+It knows these sources and no task.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from veneer.data.cache import cache_folder
+from veneer.data.choices import Choice
+from veneer.data.config import DataConfig
+from veneer.data.download import Progress, PublishedFile, fetch, sha256_of
+from veneer.data.split import Parts
+from veneer.data.tables import Table, TableOptions, read_table
+from veneer.errors import ConfigError, DataError, SourceError
+
+__all__ = ["NAMED_SOURCES", "SMS_SPAM", "Loaded", "balanced_sms", "load_source"]
+
+SMS_SPAM = PublishedFile(
+    name="sms-spam",
+    addresses=(
+        "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
+        "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip",
+    ),
+    member="SMSSpamCollection",
+    sha256="7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d",
+)
+SST2_ROWS = {"train": 67_349, "dev": 872}
+_HUB_NAME = re.compile(r"^(hub:)?[\w.-]+/[\w.-]+(:[\w.-]+)?$")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a source gives.
+
+    table             the rows to train on; validation and test are split from it where it has none of its own
+    fixed             a split that belongs to the source: row numbers of `table`, in their order
+    text_column, label_column    where the source knows them
+    """
+
+    table: Table
+    validation: Table | None = None
+    test: Table | None = None
+    fixed: Parts | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    choices: tuple[Choice, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def load_source(config: DataConfig, progress: Progress | None = None) -> Loaded:
+    """The tables that `config.source` names. Raises `DataError`, `SourceError` or `MissingExtraError`."""
+    name, _, path = config.source.partition(":")
+    if name in NAMED_SOURCES:
+        return NAMED_SOURCES[name](config, path or None, progress)
+    if config.variant is not None:
+        raise ConfigError(
+            f"variant is {config.variant!r}, but {config.source} has no variants; they belong to a named "
+            f"source. "
+            "For a local copy of the SMS Spam Collection give sms-spam:PATH as the source."
+        )
+    local = Path(config.source)
+    if not local.exists() and _HUB_NAME.match(config.source) and not _has_known_suffix(local):
+        from veneer.data.hub import load_from_hub
+
+        return load_from_hub(config.source.removeprefix("hub:"))
+    return Loaded(read_table(local, config.table_options()))
+
+
+def _has_known_suffix(path: Path) -> bool:
+    known = "csv tsv tab txt json jsonl ndjson parquet pq xlsx xls gz zip"
+    return path.suffix.lower().lstrip(".") in known.split()
+
+
+def _variant(config: DataConfig, known: tuple[str, ...]) -> str:
+    chosen = config.variant or known[0]
+    if chosen not in known:
+        given = config.source.partition(":")[0]
+        raise ConfigError(f"variant is {chosen!r}; {given} has: {', '.join(known)}.")
+    return chosen
+
+
+def _load_sms_spam(config: DataConfig, path: str | None, progress: Progress | None) -> Loaded:
+    variant = _variant(config, ("full", "balanced"))
+    file = _local_sms(Path(path)) if path else fetch(SMS_SPAM, cache_folder("sources", "sms-spam"), progress)
+    table = read_table(
+        file, TableOptions(format="csv", delimiter="\t", encoding="utf-8", header=False, quoting=True)
+    )
+    table = replace(table, choices=(), warnings=())  # said better below
+    text, label = table.columns[1], table.columns[0]
+    warnings = (
+        "sms-spam: two messages of the file stand inside of another one's quotes and are read as part of "
+        "it, as "
+        "pandas reads the file (5,572 rows); with the quotes as ordinary characters it has 5,574.",
+    )
+    if variant == "full":
+        choice = Choice("variant", "full", "the default of sms-spam; variant=balanced has 747 of each label")
+        return Loaded(table, text_column=text, label_column=label, choices=(choice,), warnings=warnings)
+    labels = np.array([cell for piece in table.cells(label) for cell in piece])
+    parts = balanced_sms(labels == "spam")
+    choice = Choice(
+        "split", "70 / 10 / 20 % by position", "the balanced variant of sms-spam fixes it, seed 123"
+    )
+    return Loaded(
+        table, fixed=parts, text_column=text, label_column=label, choices=(choice,), warnings=warnings
+    )
+
+
+def _local_sms(path: Path) -> Path:
+    file = path / SMS_SPAM.member if path.is_dir() else path
+    if not file.exists():
+        raise SourceError(
+            f"sms-spam: there is no file {file}. Give the path of {SMS_SPAM.member}, or none to fetch it."
+        )
+    if sha256_of(file) != SMS_SPAM.sha256:
+        raise SourceError(
+            f"sms-spam: {file} is not the published {SMS_SPAM.member} (its SHA-256 differs from "
+            f"{SMS_SPAM.sha256[:16]}...). To use it as a table of its own give the path alone, without "
+            f"sms-spam:"
+        )
+    return file
+
+
+def balanced_sms(spam: np.ndarray[tuple[int], np.dtype[np.bool_]], seed: int = 123) -> Parts:
+    """The balanced subset of the book "Build a Large Language Model (From Scratch)", chapter 6.
+
+    As many ham as spam, drawn as pandas' `sample(random_state=seed)` draws; ham first, then spam; shuffled as
+    `sample(frac=1, random_state=seed)` does; split 70 / 10 / 20 % by position. spam (n,) bool -> row numbers.
+    """
+    ham_rows, spam_rows = np.flatnonzero(~spam), np.flatnonzero(spam)
+    drawn = np.random.RandomState(seed).choice(len(ham_rows), len(spam_rows), replace=False)
+    together = np.concatenate([ham_rows[drawn], spam_rows])
+    shuffled = together[np.random.RandomState(seed).choice(len(together), len(together), replace=False)]
+    train_end = int(len(shuffled) * 0.7)
+    validation_end = train_end + int(len(shuffled) * 0.1)
+    train, validation, test = np.split(shuffled.astype(np.int64), [train_end, validation_end])
+    return Parts(train, validation, test)
+
+
+def _load_sst2(config: DataConfig, path: str | None, progress: Progress | None) -> Loaded:  # noqa: ARG001
+    _variant(config, ("full",))
+    if path is None:
+        loaded = _sst2_from_hub()
+        train, dev = loaded.table, loaded.validation
+    else:
+        options = TableOptions(format="tsv", encoding="utf-8", header=True, quoting=False)
+        folder = Path(path)
+        missing = [name for name in ("train.tsv", "dev.tsv") if not (folder / name).is_file()]
+        if missing:
+            raise SourceError(
+                f"sst2: {folder} holds no {' and no '.join(missing)}; give the folder with GLUE's two files."
+            )
+        train, dev = read_table(folder / "train.tsv", options), read_table(folder / "dev.tsv", options)
+    if dev is None or {"train": len(train), "dev": len(dev)} != SST2_ROWS:
+        got = f"{len(train):,} and {len(dev) if dev else 0:,}"
+        raise SourceError(
+            f"sst2: {got} rows in train and dev, expected 67,349 and 872. The copy is not GLUE's SST-2."
+        )
+    warning = (
+        "sst2: many training rows are phrases cut from the same sentences, so that a validation part split "
+        "from "
+        "them is mostly known (of the short texts of a random 20 % part, 93 % stand in training phrases); "
+        "its "
+        "accuracy is too high. The test on GLUE's 872 sentences is not affected."
+    )
+    choice = Choice("test", "GLUE's validation set (872)", "the labels of GLUE's own test set are not public")
+    return Loaded(train, test=dev, label_column="label", choices=(choice,), warnings=(warning,))
+
+
+def _sst2_from_hub() -> Loaded:
+    from veneer.data.hub import load_from_hub
+
+    try:
+        return load_from_hub("stanfordnlp/sst2", class_names=False)
+    except SourceError as error:
+        raise SourceError(
+            f"{error} Or give a folder with GLUE's train.tsv and dev.tsv: sst2:FOLDER"
+        ) from None
+
+
+NAMED_SOURCES: dict[str, Callable[[DataConfig, str | None, Progress | None], Loaded]] = {
+    "sms-spam": _load_sms_spam,
+    "sst2": _load_sst2,
+}
+
+
+def load_own(path: str, config: DataConfig) -> Table:
+    """A validation or test file of the user's own."""
+    table = read_table(path, config.table_options())
+    if not len(table):
+        raise DataError(f"{path} holds no rows.")
+    return table
