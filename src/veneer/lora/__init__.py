@@ -23,12 +23,15 @@ from veneer.lora.autograd import lora_linear
 from veneer.lora.config import LoraConfig
 from veneer.lora.counts import ParameterCount, count_parameters
 from veneer.lora.layers import LoraEmbedding, LoraLinear
+from veneer.lora.merge import merge, merge_and_unload, merged_adapters, unmerge
+from veneer.lora.peft_format import TASK_TYPES, lora_config_from_peft, peft_config_dict
 from veneer.lora.peft_state import adapter_state_dict, load_adapter_state_dict
 from veneer.lora.resolution import PatternMatch, Resolution, Target
 from veneer.lora.swap import SavedModule
 from veneer.lora.targets import resolve_targets
 
 __all__ = [
+    "TASK_TYPES",
     "AttachReport",
     "LoraConfig",
     "LoraEmbedding",
@@ -47,7 +50,13 @@ __all__ = [
     "detach",
     "disabled",
     "load_adapter_state_dict",
+    "lora_config_from_peft",
     "lora_linear",
+    "merge",
+    "merge_and_unload",
+    "merged_adapters",
+    "peft_config_dict",
     "resolve_targets",
     "set_active",
+    "unmerge",
 ]

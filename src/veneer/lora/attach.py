@@ -30,6 +30,7 @@ from veneer.lora.state import (
     AdapterRecord,
     ModelAdapters,
     adapters_of,
+    put_,
     require_adapter,
     require_adapters,
     set_adapters_,
@@ -43,6 +44,7 @@ __all__ = [
     "adapter_names",
     "adapter_parameters",
     "attach",
+    "check_together",
     "detach",
     "disabled",
     "set_active",
@@ -129,7 +131,7 @@ def detach(model: nn.Module, name: str = "default") -> None:
     for layer_name, layer in record.layers.items():
         del layer.adapters[name]
         if not layer.adapters:
-            _put_(model, layer_name, layer.base_layer)
+            put_(model, layer_name, layer.base_layer)
     if not state.adapters:
         for parameter, flag in state.flags:
             parameter.requires_grad_(flag)
@@ -151,7 +153,7 @@ def set_active(model: nn.Module, name: str | Sequence[str] | None) -> None:
     for each in names:
         require_adapter(model, each)
     _check_unmerged(state, "switch adapters")
-    _check_together(state, names)
+    check_together(state, names)
     state.hide_()
     state.active = names
     state.mark_trainable_()
@@ -214,7 +216,7 @@ def _check_unmerged(state: ModelAdapters, action: str) -> None:
         )
 
 
-def _check_together(state: ModelAdapters, names: Sequence[str]) -> None:
+def check_together(state: ModelAdapters, names: Sequence[str]) -> None:
     """Refuse sets of adapters that have no common meaning."""
     if len(set(names)) < len(names):
         raise ConfigError(f"set_active: {list(names)!r} names an adapter twice. Name each once.")
@@ -305,7 +307,7 @@ def _plain_copy(module: nn.Module) -> nn.Module:
     trained = copy_module(module)
     for name, inner in list(trained.named_modules()):
         if isinstance(inner, LoraLinear | LoraEmbedding):
-            _put_(trained, name, inner.base_layer)
+            put_(trained, name, inner.base_layer)
     return trained
 
 
@@ -326,10 +328,4 @@ def _new_biases(modules: dict[str, nn.Module], resolution: Resolution) -> list[S
 
 def _install_(model: nn.Module, record: AdapterRecord) -> None:
     for name, layer in record.layers.items():
-        _put_(model, name, layer)
-
-
-def _put_(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Make `module` the child `name` of the model."""
-    parent, _, attribute = name.rpartition(".")
-    model.get_submodule(parent)._modules[attribute] = module
+        put_(model, name, layer)

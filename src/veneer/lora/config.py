@@ -82,7 +82,8 @@ class LoraConfig(BaseModel):
     use_rslora: bool = False
     """Scaling `lora_alpha / sqrt(r)` in place of `lora_alpha / r` (Kalajdzievski 2023, arXiv:2312.03732)."""
     modules_to_save: _Names | None = None
-    """Modules that are trained whole and stored with the adapter: the head of a classifier."""
+    """Modules that are trained whole and stored with the adapter: the head of a classifier. Ends of full
+    names, not bounded by a dot, as in PEFT: `classifier` means DistilBERT's `pre_classifier` too."""
     init_lora_weights: bool | str = True
     """True: A Kaiming uniform, B zero. "gaussian": A normal with standard deviation 1/r. False: B is not zero
     either. "pissa", "pissa_niter_N": the principal singular vectors (Meng et al. 2024, arXiv:2404.02948)."""

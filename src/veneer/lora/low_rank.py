@@ -90,7 +90,8 @@ class SlicedLowRank(nn.Module):
         return self.lora_A.flatten(0, 1), B.reshape(self.slice_count * width, k * r)
 
     def is_block_diagonal(self, lora_B: Tensor) -> bool:
-        """Whether a B (m, k r) is zero outside the blocks of the chosen slices, so that it can be taken over."""
+        """Whether a B (m, k r) is zero outside the blocks of the chosen slices, so that it can be taken
+        over."""
         blocks = self._blocks(lora_B).clone()
         blocks[list(self.slices), :, list(range(len(self.slices)))] = 0.0
         return not bool(blocks.any())
@@ -114,8 +115,8 @@ class PrincipalLowRank(nn.Module):
     arXiv:2404.02948, section 3; appendix on the conversion to LoRA of rank 2 r).
     """
 
-    start_A: Tensor
-    start_B: Tensor
+    start_A: Tensor  # noqa: N815
+    start_B: Tensor  # noqa: N815
 
     def __init__(self, settings: Settings, lora_A: Tensor, lora_B: Tensor) -> None:
         super().__init__()

@@ -143,6 +143,7 @@ def _shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
 def _pair_faults(record: AdapterRecord, given: Mapping[str, Tensor]) -> list[str]:
     """Faults of A and B together; their shapes are right one by one."""
     found = []
+    randomised = record.config.init_lora_weights != "pissa"
     for layer_name, layer in record.layers.items():
         key_A, key_B = _factor_keys(layer_name, layer)
         pair = layer.pair(record.name)
@@ -155,14 +156,11 @@ def _pair_faults(record: AdapterRecord, given: Mapping[str, Tensor]) -> list[str
                 f"{key_B} is not zero outside the blocks of the slices: it was not made with these "
                 "qkv_slices. Load it without qkv_slices"
             )
-        elif record.config.init_lora_weights not in (True, False, "gaussian", "pissa") and isinstance(
-            pair, PrincipalLowRank
-        ):
-            if given[key_A].shape[0] == pair.settings.r:
-                found.append(
-                    f"{key_A} has rank r, which leaves the start of a randomised PiSSA unknown. Store it "
-                    "converted (PEFT: path_initial_model_for_weight_conversion)"
-                )
+        elif isinstance(pair, PrincipalLowRank) and pair.settings.r == given[key_A].shape[0] and randomised:
+            found.append(
+                f"{key_A} has rank r, which leaves the start of a randomised PiSSA unknown. Store it "
+                "converted (PEFT: path_initial_model_for_weight_conversion)"
+            )
     return found
 
 

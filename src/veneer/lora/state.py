@@ -21,6 +21,7 @@ __all__ = [
     "AdapterRecord",
     "ModelAdapters",
     "adapters_of",
+    "put_",
     "require_adapter",
     "require_adapters",
     "set_adapters_",
@@ -131,3 +132,9 @@ def set_adapters_(model: nn.Module, state: ModelAdapters | None) -> None:
         setattr(model, _ATTRIBUTE, state)
     elif hasattr(model, _ATTRIBUTE):
         delattr(model, _ATTRIBUTE)
+
+
+def put_(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Make `module` the child `name` of the model."""
+    parent, _, attribute = name.rpartition(".")
+    model.get_submodule(parent)._modules[attribute] = module

@@ -51,6 +51,16 @@ class SavedModule:
             self.waiting.train(self.copy.training)
             self.parent._modules[self.attribute], self.waiting = self.waiting, None
 
+    def make_plain_(self) -> None:
+        """Turn the copy, which stands in the model, into an ordinary module of the base's dtype."""
+        for key, hook in list(self.copy._forward_hooks.items()):
+            if isinstance(hook, _OutputsBack):
+                del self.copy._forward_hooks[key]
+                self.copy.to(hook.dtype)
+        for key, pre_hook in list(self.copy._forward_pre_hooks.items()):
+            if pre_hook is _inputs_to_float:
+                del self.copy._forward_pre_hooks[key]
+
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The trained parameters with their full names."""
         return [(f"{self.name}.{name}", parameter) for name, parameter in self.copy.named_parameters()]

@@ -91,7 +91,7 @@ def _without_adapters(model: nn.Module) -> Iterator[None]:
 def _saved(modules: Modules, config: LoraConfig, strict: bool) -> tuple[tuple[str, ...], list[PatternMatch]]:
     matches = []
     for pattern in config.modules_to_save or ():
-        found = tuple(name for name in modules if name and selects(pattern, name))
+        found = tuple(name for name in modules if name.endswith(pattern))
         if not found and strict:
             raise TargetError(
                 f"modules_to_save: no module is named {pattern!r}. "
