@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from veneer.errors import ConfigError
+
 __all__ = ["atomic_path", "cache_folder"]
 
 
@@ -24,7 +26,14 @@ def cache_folder(*parts: str) -> Path:
     else:
         root = Path.home() / ".cache" / "veneer"
     folder = root.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The cache folder {folder} can't be made: {error.strerror}. Set VENEER_CACHE to a folder that "
+            f"you may "
+            "write to."
+        ) from error
     return folder
 
 

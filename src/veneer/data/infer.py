@@ -155,11 +155,6 @@ def _unclear(table: Table, role: str, facts: Sequence[ColumnFacts], likely: Sequ
         listed = ", ".join(one.describe() for one in likely)
         return f"{table.path}: which column is the {role}? It could be {listed}. Say which with {flag}."
     wanted = "words, mostly different in each row" if role == "text" else "few different values, or numbers"
-    if len(table.columns) == 1:
-        return (
-            f"{table.path} was read as a single column ({table.columns[0]}), so there is no {role} column. "
-            "Expected a text and a label in each row; check the delimiter (--delimiter)."
-        )
     listed = ", ".join(one.describe() for one in facts) or "none left"
     return (
         f"{table.path}: no column looks like a {role} ({wanted}). Columns: {listed}. Say which with {flag}."

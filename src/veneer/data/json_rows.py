@@ -17,6 +17,7 @@ __all__ = ["iterate_json", "iterate_json_lines"]
 
 Record = dict[str, Any]
 _CHUNK = 1 << 20
+_LONGEST_WORD = 64  # a number or a name that the buffer's end cuts is not longer
 _SPACE = re.compile(r"\s*")
 
 
@@ -103,7 +104,10 @@ class _Reader:
             try:
                 value, end = self.decoder.raw_decode(self.buffer, self.at)
             except json.JSONDecodeError as error:
-                if self.ended:
+                cut_off = error.pos >= len(self.buffer) - _LONGEST_WORD or error.msg.startswith(
+                    "Unterminated"
+                )
+                if self.ended or not cut_off:
                     self.at = error.pos
                     raise self.fault(f"not valid JSON: {error.msg}") from None
             else:

@@ -15,19 +15,14 @@ from veneer.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-__all__ = ["as_text_batches", "kind_of", "parquet_stream"]
+__all__ = ["as_text_batches", "kind_of", "parquet_bytes", "parquet_stream"]
 
 
 def parquet_stream(path: Path) -> Stream:
     """A parquet file as a stream of text columns. Raises `DataError` where it is none, or is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(str(path), memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} can't be read as parquet: {error}") from None
+    file = _open(path)
     if not file.metadata.num_rows:
         raise DataError(f"{path} holds no rows; a table with a text in each row was expected.")
     schema = file.schema_arrow
@@ -35,6 +30,22 @@ def parquet_stream(path: Path) -> Stream:
     return Stream(
         path, tuple(schema.names), kinds, as_text_batches(file.iter_batches(batch_size=ROWS_PER_BATCH))
     )
+
+
+def parquet_bytes(path: Path) -> int:
+    """The size of all columns, not compressed."""
+    metadata = _open(path).metadata
+    return sum(int(metadata.row_group(place).total_byte_size) for place in range(metadata.num_row_groups))
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(str(path), memory_map=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} can't be read as parquet: {error}") from None
 
 
 def kind_of(kind: pa.DataType) -> str:

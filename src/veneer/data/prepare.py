@@ -119,6 +119,7 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
         others[name].split(name, others[name].kept) if name in others else main.split(name, rows)
         for name, rows in (("train", parts.train), ("validation", parts.validation), ("test", parts.test))
     )
+    _check_trained(train, (validation, test), label_set, notes)
     for name, what in (("empty_texts", "an empty text"), ("missing_labels", "no label")):
         if n := notes.counts[name]:
             notes.warnings.append(f"{counted(n, 'row')} with {what} left out.")
@@ -206,6 +207,21 @@ def _sample_and_compact(
     return replace(labels, names=tuple(labels.names[place] for place in alive))
 
 
+def _check_trained(train: Split, others: tuple[Split, ...], labels: LabelSet, notes: Notes) -> None:
+    """Every label that is measured has to be trained: an error, or a warning for several labels per text."""
+    trained = _per_label(train.labels, len(labels))
+    measured = sum(_per_label(split.labels, len(labels)) for split in others)
+    untrained = [name for place, name in enumerate(labels.names) if not trained[place] and measured[place]]
+    if not untrained:
+        return
+    message = (
+        f"No training text has the label {', '.join(map(repr, untrained[:20]))}, but validation or test has."
+    )
+    if train.labels.ndim == 1:
+        raise DataError(f"{message} Add such texts to training, or remove them from the other parts.")
+    notes.warnings.append(message)
+
+
 def _renumber(rows: LabelledRows, alive: NDArray[np.int64], n: int, gone: list[str]) -> None:
     dead = np.ones(n, np.bool_)
     dead[alive] = False
@@ -235,7 +251,8 @@ def _divide(
     rows = main.kept
     groups = group_equal(main.prints[rows])
     strata = _strata(main.labels[rows])
-    count_repeats(main, rows, groups, strata, fixed is None and config.duplicates == "keep-together", notes)
+    together = fixed is None and config.duplicates == "keep-together"
+    count_repeats(main, rows, groups, together, notes)
     if fixed is not None:
         parts = Parts(*(part[main.keep[part]] for part in (fixed.train, fixed.validation, fixed.test)))
         count_fixed_overlap(main, parts, notes)

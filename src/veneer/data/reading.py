@@ -31,8 +31,8 @@ class TextStream(Iterator[tuple[dict[str, Any], str]]):
     def __init__(self, stream: Stream, text_column: str | None) -> None:
         import pyarrow as pa
 
-        first = next(stream.batches, None)
-        if first is None or not first.num_rows:
+        first = next((batch for batch in stream.batches if batch.num_rows), None)
+        if first is None:
             raise DataError(f"{stream.path} holds no rows; a text in each row was expected.")
         self.columns = stream.columns
         choices = list(stream.choices)

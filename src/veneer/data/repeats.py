@@ -55,14 +55,16 @@ def count_repeats(
     main: LabelledRows,
     rows: NDArray[np.int64],
     groups: Groups,
-    strata: NDArray[np.int64],
     kept_together: bool,
     notes: Notes,
 ) -> None:
     """Note how many rows repeat an earlier text, and how many texts have different labels."""
     repeats = int((groups.sizes - 1).sum())
     notes.counts["repeated_texts"] = repeats
-    texts, places = contradictions(groups, strata)
+    labels = main.labels[rows]
+    if labels.ndim == 2:
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    texts, places = contradictions(groups, labels.astype(np.int64))
     notes.counts["contradictory_texts"] = texts
     if repeats:
         treatment = "kept on one side of the split" if kept_together else "split as they come"

@@ -125,6 +125,12 @@ def choose_columns(
     table: Table, text: str | None, label: str | None, pair: str | None = None
 ) -> tuple[Columns, list[Choice]]:
     """The columns that are given, checked, and the others inferred with their reasons."""
+    if len(table.columns) == 1:
+        raise DataError(
+            f"{table.path} was read as a single column ({table.columns[0]}); expected a text and a label in "
+            f"each "
+            "row. Check the delimiter (--delimiter), or give a table with both."
+        )
     label_column, label_choice = find_label_column(table, label, taken=(text, pair))
     text_column, text_choice = find_text_column(table, text, taken=(label_column, pair))
     if pair is not None:

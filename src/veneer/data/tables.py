@@ -123,7 +123,7 @@ def read_table(path: str | Path, options: TableOptions | None = None) -> Table:
 
     path, options = Path(path), options or TableOptions()
     check_readable(path)
-    if path.stat().st_size > LARGE_FILE_BYTES:
+    if _expanded_bytes(path) > LARGE_FILE_BYTES:
         return _mapped(path, options)
     stream = open_stream(path, options)
     schema = pa.schema([(name, pa.string()) for name in stream.columns])
@@ -152,6 +152,15 @@ def open_stream(path: str | Path, options: TableOptions | None = None) -> Stream
     kinds = dict.fromkeys(layout.columns, "text")
     batches = csv_batches(path, layout, warnings)
     return Stream(path, layout.columns, kinds, batches, (*choices, *more), warnings)
+
+
+def _expanded_bytes(path: Path) -> int:
+    """About how much the file holds when it is read: a parquet file is compressed."""
+    if _FORMATS.get(path.suffix.lower()) != "parquet":
+        return path.stat().st_size
+    from veneer.data.parquet_rows import parquet_bytes
+
+    return parquet_bytes(path)
 
 
 def _form_from_top(path: Path) -> str:

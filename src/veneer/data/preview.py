@@ -1,0 +1,154 @@
+"""What a model will read, before it reads it: label counts, lengths, cuts, repeats, and examples token by
+token.
+
+Plain data; showing it is the command line's and the report's. The tokenizer comes in as two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veneer.data.choices import Choice
+from veneer.data.prepare import Prepared
+from veneer.data.rows import Split
+from veneer.data.tokens import EncodeBatch, LengthStats, length_stats
+
+__all__ = ["Preview", "PreviewText", "ShowTokens", "ShownToken", "preview"]
+
+MOST_TEXTS = 20_000
+"""Lengths are measured on at most so many texts of each split, taken evenly."""
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token as a person sees it.
+
+    text     the characters it stands for; a special token's name
+    special  whether it was put there by the tokenizer or the template
+    read     whether the model gets it, or it is cut off
+    target   whether the loss reads it
+    """
+
+    text: str
+    special: bool = False
+    read: bool = True
+    target: bool = False
+
+
+ShowTokens = Callable[[str], Sequence[ShownToken]]
+"""A text -> its tokens, those that are cut off included."""
+
+
+@dataclass(frozen=True)
+class PreviewText:
+    """An example: its split, place in the split, labels, tokens before any cut, and the tokens themselves."""
+
+    split: str
+    place: int
+    labels: tuple[str, ...]
+    length: int
+    text: str
+    tokens: tuple[ShownToken, ...]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The data as the model will read it.
+
+    label_counts   split -> label -> texts
+    lengths        split -> statistics of token counts, special tokens included, before any cut
+    histogram      (upper bound of the bin in tokens, texts in it), of the training texts
+    cut            split -> texts that are longer than `max_length`; of the texts measured
+    measured       split -> texts that were measured
+    """
+
+    label_counts: Mapping[str, Mapping[str, int]]
+    lengths: Mapping[str, LengthStats]
+    histogram: tuple[tuple[int, int], ...]
+    max_length: int | None
+    cut: Mapping[str, int]
+    measured: Mapping[str, int]
+    counts: Mapping[str, int]
+    choices: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+    examples: tuple[PreviewText, ...]
+    shortest: PreviewText | None
+    longest: PreviewText | None
+
+
+def preview(
+    prepared: Prepared,
+    encode_batch: EncodeBatch,
+    show: ShowTokens,
+    *,
+    max_length: int | None = None,
+    n: int = 5,
+) -> Preview:
+    """Measure and show: `n` training examples of as many labels as there are, the shortest and the
+    longest.
+    """
+    lengths: dict[str, NDArray[np.int32]] = {}
+    places: dict[str, NDArray[np.int64]] = {}
+    for split in prepared.splits:
+        places[split.name] = _evenly(len(split), MOST_TEXTS)
+        lengths[split.name] = _lengths(split.select(places[split.name]), encode_batch)
+    limit = max_length if max_length is not None else np.iinfo(np.int32).max
+    own, at = lengths["train"], places["train"]
+
+    def shown(place: int) -> PreviewText:
+        return _shown(prepared, prepared.train, place, show)
+
+    return Preview(
+        label_counts={split.name: prepared.label_counts(split) for split in prepared.splits},
+        lengths={name: length_stats(values) for name, values in lengths.items()},
+        histogram=_histogram(own),
+        max_length=max_length,
+        cut={name: int((values > limit).sum()) for name, values in lengths.items()},
+        measured={name: len(values) for name, values in lengths.items()},
+        counts=prepared.counts,
+        choices=prepared.choices,
+        warnings=prepared.warnings,
+        examples=tuple(shown(place) for place in _varied(prepared.train, n)),
+        shortest=shown(int(at[own.argmin()])) if len(own) else None,
+        longest=shown(int(at[own.argmax()])) if len(own) else None,
+    )
+
+
+def _evenly(n: int, most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)) if n else np.zeros(0, np.int64)
+
+
+def _lengths(split: Split, encode_batch: EncodeBatch) -> NDArray[np.int32]:
+    found = [len(row) for texts, _ in split.batches(1024) for row in encode_batch(texts)]
+    return np.array(found, np.int32)
+
+
+def _histogram(lengths: NDArray[np.int32], bins: int = 12) -> tuple[tuple[int, int], ...]:
+    """Counts in bins of one whole width, from 1 to the longest."""
+    if not len(lengths):
+        return ()
+    width = max(1, -(-int(lengths.max()) // bins))
+    counts = np.bincount(np.maximum(lengths - 1, 0) // width)
+    return tuple(((place + 1) * width, int(count)) for place, count in enumerate(counts))
+
+
+def _varied(split: Split, n: int) -> list[int]:
+    """The first text of each label in turn, until there are `n`."""
+    labels = split.labels if split.labels.ndim == 1 else split.labels.argmax(axis=1)
+    rank = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        rank[mine] = np.arange(len(mine))
+    return np.argsort(rank, kind="stable")[:n].tolist()
+
+
+def _shown(prepared: Prepared, split: Split, place: int, show: ShowTokens) -> PreviewText:
+    text = split[place]
+    tokens = tuple(show(text))
+    numbers = [int(split.labels[place])] if split.labels.ndim == 1 else np.flatnonzero(split.labels[place])
+    labels = tuple(prepared.labels[number] for number in numbers)
+    return PreviewText(split.name, place, labels, len(tokens), text, tokens)
