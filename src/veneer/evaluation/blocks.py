@@ -44,7 +44,8 @@ class Cell:
 class Table:
     """Columns with a heading each, rows of texts or cells; `numeric` columns are set to the right.
 
-    `texts` columns hold long texts of people: they keep their line breaks and may be wide.
+    `texts` columns hold long texts of people: they keep their line breaks and may be wide. A table of more than
+    three columns with such a text becomes a list on a phone, each value behind its column's name.
     """
 
     columns: tuple[str, ...]
@@ -183,21 +184,27 @@ def _table(table: Table) -> str:
         f'<th scope="col"{kind}>{escape(name)}</th>'
         for name, kind in zip(table.columns, classes, strict=True)
     )
+    stacked = bool(table.texts) and len(table.columns) > 3
+    marks = [
+        f'{kind} data-name="{escape(name)}"' if stacked else kind
+        for name, kind in zip(table.columns, classes, strict=True)
+    ]
     body = "\n".join(
-        "<tr>" + "".join(_cell(cell, kind) for cell, kind in zip(row, classes, strict=True)) + "</tr>"
+        "<tr>" + "".join(_cell(cell, mark) for cell, mark in zip(row, marks, strict=True)) + "</tr>"
         for row in table.rows
     )
     parts = ["<thead><tr>" + head + "</tr></thead>"] if any(table.columns) else []
     parts.append(f"<tbody>\n{body}\n</tbody>")
-    return '<div class="scroll"><table>' + "\n".join(parts) + "</table></div>"
+    opening = '<table class="stacked">' if stacked else "<table>"
+    return f'<div class="scroll">{opening}' + "\n".join(parts) + "</table></div>"
 
 
-def _cell(cell: str | Cell, kind: str) -> str:
+def _cell(cell: str | Cell, mark: str) -> str:
     if isinstance(cell, str):
-        return f"<td{kind}>{escape(cell)}</td>"
+        return f"<td{mark}>{escape(cell)}</td>"
     text = f"<strong>{escape(cell.text)}</strong>" if cell.strong else escape(cell.text)
     note = f" <small>{escape(cell.note)}</small>" if cell.note else ""
-    return f"<td{kind}>{text}{note}{_bar(cell)}</td>"
+    return f"<td{mark}>{text}{note}{_bar(cell)}</td>"
 
 
 def _bar(cell: Cell) -> str:

@@ -41,6 +41,11 @@ class Interval:
     confidence: float = 0.95
     method: str = "bootstrap"
 
+    @property
+    def name(self) -> str:
+        """What to call it: "95 % interval"."""
+        return f"{100 * self.confidence:g} % interval"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for veneer.json and `--json`."""
         return {"low": self.low, "high": self.high, "confidence": self.confidence, "method": self.method}

@@ -96,14 +96,16 @@ def calibration_diagram(calibration: Calibration, *, several_labels: bool = Fals
         )
         upper.set_ylabel("share that is yes" if several_labels else "share that is right")
         upper.set_xlim(0, 1)
-        upper.set_ylim(0, 1.03)
-        upper.legend(loc="upper left")
+        upper.set_ylim(0, 1.22)  # room for the legend above the highest point
+        upper.set_yticks(np.linspace(0, 1, 6))
+        upper.legend(loc="upper left", ncols=2, columnspacing=1.2, borderaxespad=0.1)
         lower.bar(middles, [piece.count for piece in filled], width=width * 0.94, color=GREY)
         lower.set_yscale("log" if max(piece.count for piece in filled) > 50 else "linear")
         lower.set_ylabel("answers" if several_labels else "texts")
         lower.set_ylim(bottom=0.5)
         lower.set_xlabel("probability of yes" if several_labels else "probability of the answer")
         lower.minorticks_off()
+        lower.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
         return png(drawn)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.facts import ReportFacts
 from veneer.evaluation.scores import Score, Scores
+from veneer.evaluation.wording import signed
 
 __all__ = ["Verdict", "verdict_of"]
 
@@ -63,7 +64,7 @@ def _sentence(scores: Scores, split: str, baselines: tuple[Baseline, ...]) -> st
     else:
         said = f"{primary.name} {primary.text} on {noun}"
     if primary.interval_text and primary.interval is not None:
-        said += f" ({primary.interval.confidence:.0%} interval {primary.interval_text})".replace("%", " %", 1)
+        said += f" ({primary.interval.name} {primary.interval_text})"
     others = [(b.name, b.scores.get(primary.key)) for b in baselines]
     told = [f"{name} {score.text}" for name, score in others if score is not None]
     return "; ".join([said, *told]) + "."
@@ -87,11 +88,13 @@ def _word(best: Baseline, primary: Score) -> str:
 def _margin(best: Baseline) -> str:
     if best.difference is None:
         return ""
-    value, interval = best.difference.value, best.difference.interval
+    value, interval = 100 * best.difference.value, best.difference.interval
+    side = "above" if value >= 0 else "below"
+    low, high = 100 * interval.low, 100 * interval.high
     return (
-        f" On the same rows the adapter is {abs(100 * value):.1f} points {'above' if value >= 0 else 'below'} "
-        f"{best.name} ({interval.confidence:.0%} interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f})."
-    ).replace("% interval", " % interval")
+        f" On the same rows the adapter is {abs(value):.1f} points {side} {best.name} "
+        f"({interval.name} {signed(low)} to {signed(high)})."
+    )
 
 
 def _help(word: str, best: Baseline) -> list[str]:
@@ -99,12 +102,12 @@ def _help(word: str, best: Baseline) -> list[str]:
         return []
     if word == "level":
         return [
-            f"{best.name[0].upper() + best.name[1:]} does as well here as far as these rows can tell. "
-            "More test rows would show a smaller difference; more training rows or a larger base may make one."
+            f"{best.name[0].upper() + best.name[1:]} does as well here, as far as these rows can tell. More "
+            "test rows would show a smaller difference; more training rows or a larger base may make one."
         ]
     return [
-        "The simpler model wins: use it, or try more epochs, a higher learning rate, a larger r, adapting all linear "
-        "layers, or a larger base; and read the likely mislabelled rows below first."
+        "The simpler model wins: use it, or try more epochs, a higher learning rate, a larger r, adapting "
+        "all linear layers, or a larger base; and read the likely mislabelled rows first."
     ]
 
 
@@ -112,7 +115,8 @@ def _cautions(scores: Scores, split: str) -> list[str]:
     said = []
     if split == "validation":
         said.append(
-            "The validation rows also chose the best step, so this number is a little flattering; keep test rows."
+            "The validation rows also chose the best step, so these numbers flatter a little; "
+            "keep test rows aside."
         )
     if scores.n < _FEW_ROWS:
         said.append(f"With only {scores.n} rows to test on, every number here is rough.")
