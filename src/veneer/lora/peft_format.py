@@ -19,7 +19,7 @@ from veneer.errors import AdapterError, ConfigError, UnsupportedOptionError, nea
 from veneer.lora.config import LoraConfig
 from veneer.lora.layers import Layout
 from veneer.lora.low_rank import LowRank
-from veneer.lora.matching import selects, shortest_suffixes
+from veneer.lora.matching import selects, shortest_suffixes, under
 from veneer.lora.state import AdapterRecord, require_adapter
 from veneer.lora.targets import base_modules
 
@@ -112,7 +112,7 @@ def peft_config_dict(
     record = require_adapter(model, name)
     if config != record.config:
         raise ConfigError(f"The adapter {name!r} was attached with another configuration. Give that one.")
-    _check_task_type(task_type, record)
+    _check_task_type(task_type, record, model)
     written: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -162,6 +162,8 @@ def lora_config_from_peft(given: Mapping[str, Any]) -> LoraConfig:
             "adapter_config.json does not say target_modules. Write down the names of the adapted layers."
         )
     known = {key: value for key, value in known.items() if value not in ([], "") or key == "target_modules"}
+    if isinstance(saved := known.get("modules_to_save"), list):
+        known["modules_to_save"] = list(dict.fromkeys(saved))  # PEFT adds names that are there already
     try:
         return LoraConfig.from_dict(known)
     except ConfigError as error:
@@ -203,18 +205,19 @@ def _unsupported_init(init: object) -> list[str]:
     return [f"init_lora_weights={init!r}: {why}. {mend}"]
 
 
-def _check_task_type(task_type: str | None, record: AdapterRecord) -> None:
+def _check_task_type(task_type: str | None, record: AdapterRecord, model: nn.Module) -> None:
     if task_type is not None and task_type not in TASK_TYPES:
         raise ConfigError(
             f"task_type={task_type!r} is not one of PEFT's: {', '.join(TASK_TYPES)}. "
             f"{nearest(task_type, TASK_TYPES)}"
         )
     heads = _HEADS.get(task_type or "", ())
-    for name in record.layers:
-        if any(part.endswith(head) for head in heads for part in name.split(".")):
+    saved = [module.name for module in record.saved]
+    for name in base_modules(model):
+        if any(name.endswith(head) for head in heads) and not under(name, saved):
             raise ConfigError(
-                f"With task_type={task_type!r} PEFT trains {' and '.join(heads)} whole and would not read "
-                f"the adapter on {name}. Name the head in modules_to_save, or leave task_type out."
+                f"With task_type={task_type!r} PEFT looks for the whole of {name} in the adapter, which does not have "
+                "it. Name it in modules_to_save, or leave task_type out."
             )
 
 
