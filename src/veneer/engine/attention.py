@@ -134,7 +134,7 @@ class _PackedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         layout, pattern, scaling, softcap = ctx.rest
         heads, tokens, size = query.shape
@@ -146,7 +146,11 @@ class _PackedAttention(torch.autograd.Function):
             do = _gather(group, grad_heads, zero_padding=True)
             whole = group.longest <= KEPT_TOKENS
             gq = torch.empty_like(q)
-            gk, gv = (torch.empty_like(k), torch.empty_like(v)) if whole else (torch.zeros_like(k), torch.zeros_like(v))
+            gk, gv = (
+                (torch.empty_like(k), torch.empty_like(v))
+                if whole
+                else (torch.zeros_like(k), torch.zeros_like(v))
+            )
             for rows in _blocks(group.longest):
                 keys = pattern.keys(rows, group.longest)
                 r, c = slice(rows.start, rows.stop), slice(keys.start, keys.stop)
@@ -280,7 +284,8 @@ def _flash(
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     ends, longest = layout.cu_seqlens, layout.longest
     window = (-1, 0) if pattern == _CAUSAL else (-1, -1)
-    return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window)
+    out: Tensor = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window)  # type: ignore[assignment]
+    return out
 
 
 _CAUSAL = AttentionPattern(after=0)

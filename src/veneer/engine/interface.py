@@ -23,14 +23,14 @@ from veneer.engine.attention import AttentionPattern, packed_attention
 from veneer.engine.packing import Layout
 from veneer.errors import VeneerError
 
-__all__ = ["NAME", "NotPackable", "register", "running_packed"]
+__all__ = ["NAME", "NotPackableError", "register", "running_packed"]
 
 NAME = "veneer_packed"
 
 _layout: ContextVar[Layout | None] = ContextVar("veneer_layout", default=None)
 
 
-class NotPackable(VeneerError):
+class NotPackableError(VeneerError):
     """A model computes something that the packed form does not have; the engine then runs it padded."""
 
 
@@ -67,7 +67,7 @@ def _mask(
     """transformers' mask interface: read the pattern off the mask function, on the longest text of the row."""
     layout = _layout.get()
     if layout is None or batch_size != 1 or q_length != kv_length or q_length != layout.tokens:
-        raise NotPackable(f"{NAME} was asked for a mask outside of a packed row")
+        raise NotPackableError(f"{NAME} was asked for a mask outside of a packed row")
     device = layout.cu_seqlens.device
     return PackedMask(layout, _pattern(mask_function, layout, device))
 
@@ -93,7 +93,9 @@ def _pattern(mask_function: Callable[..., Any], layout: Layout, device: torch.de
     low = -length if pattern.before is None else -pattern.before
     high = length if pattern.after is None else pattern.after
     if not torch.equal(seen, (distance >= low) & (distance <= high)):
-        raise NotPackable("the model's attention mask is neither causal, nor bidirectional, nor a sliding window")
+        raise NotPackableError(
+            "the model's attention mask is neither causal, nor bidirectional, nor a sliding window"
+        )
     return pattern
 
 
@@ -110,10 +112,14 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D)."""
     if not isinstance(attention_mask, PackedMask):
-        raise NotPackable(f"{type(module).__name__} does not hand its mask through to the attention function")
+        raise NotPackableError(
+            f"{type(module).__name__} does not hand its mask through to the attention function"
+        )
     for option in ("position_bias", "s_aux", "head_mask"):
         if kwargs.get(option) is not None:
-            raise NotPackable(f"{type(module).__name__} uses {option}, which packed attention does not compute")
+            raise NotPackableError(
+                f"{type(module).__name__} uses {option}, which packed attention does not compute"
+            )
     out = packed_attention(
         query[0],
         key[0],

@@ -167,7 +167,9 @@ def pack(
     ids = np.concatenate([arrays[i] for i in order])
     types = None
     if token_type_ids is not None:
-        types = torch.from_numpy(np.concatenate([np.asarray(token_type_ids[i], dtype=np.int64) for i in order]))
+        types = torch.from_numpy(
+            np.concatenate([np.asarray(token_type_ids[i], dtype=np.int64) for i in order])
+        )
     return PackedBatch(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),

@@ -48,7 +48,7 @@ class Runner:
         """Choose how to run `model`.
 
         `auto` compares packed against padded on two short texts and falls back to padded; `packed` raises
-        `interface.NotPackable` instead; `padded` asks nothing.
+        `interface.NotPackableError` instead; `padded` asks nothing.
         """
         if mode == "padded":
             return cls(model, "padded", "asked for")
@@ -60,7 +60,7 @@ class Runner:
         if found is None:
             return cls(model, "packed", "checked against padded on two texts")
         if mode == "packed":
-            raise interface.NotPackable(f"this base can't run packed: {found}")
+            raise interface.NotPackableError(f"this base can't run packed: {found}")
         return cls(model, "padded", found)
 
     def hidden_states(self, batch: PackedBatch) -> Tensor:
@@ -131,7 +131,11 @@ def _padding_id(model: nn.Module) -> int:
 def _implementation(model: nn.Module, name: str) -> Iterator[None]:
     """Let every config below `model` name this attention implementation, and restore what it named."""
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    before = [(c, c._attn_implementation_internal) for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
+    before = [
+        (c, c._attn_implementation_internal)
+        for c in configs.values()
+        if hasattr(c, "_attn_implementation_internal")
+    ]
     for config, _ in before:
         config._attn_implementation_internal = name
     try:
@@ -151,7 +155,7 @@ def _difference(model: nn.Module) -> str | None:
         with torch.no_grad():
             padded = padded_hidden_states(model, batch)
             packed = packed_hidden_states(model, batch)
-    except interface.NotPackable as error:
+    except interface.NotPackableError as error:
         return str(error)
     except (TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:
         return f"its packed forward failed ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
@@ -160,11 +164,11 @@ def _difference(model: nn.Module) -> str | None:
     if packed.shape != padded.shape:
         return f"packed gives the shape {tuple(packed.shape)}, padded {tuple(padded.shape)}"
     scale = float(padded.float().abs().max().clamp(min=1e-6))
-    error = float((packed.float() - padded.float()).abs().max()) / scale
+    off = float((packed.float() - padded.float()).abs().max()) / scale
     limit = _TOLERANCE.get(padded.dtype, 1e-3)
-    if error <= limit:
+    if off <= limit:
         return None
-    return f"packed and padded differ by {error:.1e} of the largest value (limit {limit:.0e})"
+    return f"packed and padded differ by {off:.1e} of the largest value (limit {limit:.0e})"
 
 
 def probe_batch(model: nn.Module, lengths: Sequence[int] = (5, 9)) -> PackedBatch:

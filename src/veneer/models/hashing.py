@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from veneer.errors import BaseError
 
@@ -89,7 +90,7 @@ def _remember(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="ascii") as file:
             file.write(text)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     except OSError:
         return
 
@@ -103,9 +104,9 @@ def _hash_tensors(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     maps = {file: _mapped(file) for file in files}
     for name, file, entry, start in sorted(places, key=lambda place: place[0]):
-        begin, end = entry["data_offsets"]  # type: ignore[misc]
+        offsets: Any = entry["data_offsets"]
         digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        with memoryview(maps[file]) as view, view[start + begin : start + end] as part:
+        with memoryview(maps[file]) as view, view[start + offsets[0] : start + offsets[1]] as part:
             digest.update(part)
     for mapped in maps.values():
         mapped.close()

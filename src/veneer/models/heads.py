@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from veneer.errors import BaseError
 
-__all__ = ["Pooling", "head_logits", "head_modules", "native_pooling"]
+__all__ = ["Pooling", "head_logits", "head_modules", "native_pooling", "unread_modules"]
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -56,7 +56,9 @@ def head_logits(model: nn.Module, pooled: Tensor, pooling: Pooling) -> Tensor:
     return m.classifier(m.dropout(pooled))
 
 
-def head_modules(model: nn.Module, pooling: Pooling, newly_made: frozenset[str] = frozenset()) -> tuple[str, ...]:
+def head_modules(
+    model: nn.Module, pooling: Pooling, newly_made: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
     """Names of the modules that are trained whole and saved: everything of the head that holds parameters.
 
     `newly_made` are parameter names that the checkpoint did not have (a BERT without a pooler): if the head reads
@@ -64,11 +66,17 @@ def head_modules(model: nn.Module, pooling: Pooling, newly_made: frozenset[str] 
     """
     m: Any = model
     prefix = m.base_model_prefix
-    names = [name for name, child in m.named_children() if name != prefix and any(True for _ in child.parameters())]
+    names = [
+        name for name, child in m.named_children() if name != prefix and any(True for _ in child.parameters())
+    ]
     form = _form(model)
     if form == "deberta" and pooling != "first":
         names.remove("pooler")
-    if form == "bert" and pooling == "first" and any(name.startswith(f"{prefix}.pooler.") for name in newly_made):
+    if (
+        form == "bert"
+        and pooling == "first"
+        and any(name.startswith(f"{prefix}.pooler.") for name in newly_made)
+    ):
         names.append(f"{prefix}.pooler")
     return tuple(names)
 
@@ -93,3 +101,14 @@ def _form(model: nn.Module) -> str:
         f"Veneer does not know the classification head of {type(model).__name__}. "
         "Known forms: those of GPT-2 and the decoders, BERT, RoBERTa, DistilBERT, ModernBERT, DeBERTa."
     )
+
+
+def unread_modules(model: nn.Module, pooling: Pooling) -> tuple[str, ...]:
+    """Names of layers with weights that no output depends on with this pooling: adapting them would train nothing."""
+    m: Any = model
+    if _form(model) == "bert" and pooling != "first":
+        prefix = m.base_model_prefix
+        return tuple(
+            f"{prefix}.pooler.{name}" for name, _ in m.base_model.pooler.named_children() if name == "dense"
+        )
+    return ()

@@ -102,7 +102,9 @@ def load_base(
     }
     model, new = _from_pretrained(AutoModelForSequenceClassification, location, options, seed)
     tokenizer = load_tokenizer(location.folder)
-    if model.config.pad_token_id is None:  # decoders: transformers' own classes need one to find the last token
+    if (
+        model.config.pad_token_id is None
+    ):  # decoders: transformers' own classes need one to find the last token
         model.config.pad_token_id = _padding_id(tokenizer)
     pooling = _trained_pooling(location.folder) or native_pooling(model)
     return Base(
@@ -215,8 +217,10 @@ def _max_length(model: Any, tokenizer: Any, folder: Path) -> int:
     limits = []
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions:
-        embeddings = getattr(model.base_model, "embeddings", None)
-        offset = embeddings.padding_idx + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
+        embeddings: Any = getattr(model.base_model, "embeddings", None)
+        offset = (
+            embeddings.padding_idx + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
+        )
         limits.append(int(positions) - offset)
     if tokenizer.model_max_length and tokenizer.model_max_length < 1_000_000:
         limits.append(int(tokenizer.model_max_length))

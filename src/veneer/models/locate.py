@@ -56,7 +56,9 @@ def locate(name: str, *, revision: str | None = None) -> Location:
             raise BaseError(f"{name} is a folder without a config.json, so it is not a transformers model.")
         return Location(str(folder), folder, "local")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise BaseError(f"There is no folder {name}. Give a model folder, or a hub name such as {DEFAULT_BASE}.")
+        raise BaseError(
+            f"There is no folder {name}. Give a model folder, or a hub name such as {DEFAULT_BASE}."
+        )
     if name in _BUNDLED_NAMES and revision is None:
         bundled = _bundled()
         if bundled is not None:
@@ -114,10 +116,14 @@ def _download(name: str, revision: str | None) -> Path:
             f"{name} is gated: accept its terms on its hub page, then log in with `hf auth login`."
         ) from error
     except RepositoryNotFoundError as error:
-        raise BaseError(f"The hub has no model {name!r}, and there is no folder of that name here.") from error
+        raise BaseError(
+            f"The hub has no model {name!r}, and there is no folder of that name here."
+        ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if name == DEFAULT_BASE:
-            raise MissingExtraError(f"{name} can't be had from the hub here; without a network it", "offline") from error
+            raise MissingExtraError(
+                f"{name} can't be had from the hub here; without a network it", "offline"
+            ) from error
         raise BaseError(
             f"{name} is not in the hub's cache on this machine, and the hub can't be reached "
             f"({type(error).__name__}). Download it where there is a network and give the folder instead."

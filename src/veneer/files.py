@@ -1,0 +1,105 @@
+"""Files that are either the old one or the new one, never half: atomic writes of files and folders.
+
+It knows the file system only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from veneer.errors import VeneerError
+
+__all__ = ["replacing_folder", "write_bytes", "write_text"]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole: to a temporary name beside it, to the disk, then renamed into place.
+
+    Raises:
+        VeneerError: the disk is full or the place can't be written; an older file of that name is untouched.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new, empty folder to write into, which becomes `path` when the block ends without an error.
+
+    A folder that stood there is moved away first and deleted last; after an error it stands as before.
+
+    Raises:
+        VeneerError: the disk is full or the place can't be written.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
+        new.chmod(0o755)
+        try:
+            yield new
+            for file in new.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _swap(new, path)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.replace(path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
+    old.rmdir()
+    path.replace(old)
+    try:
+        new.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise VeneerError(
+                f"{path} was not written: the disk is full. What stood there before is untouched. "
+                "Free some space and run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise VeneerError(
+                f"{path} was not written: {error.strerror}. Choose a folder that you may write to (--out)."
+            ) from error
+        raise

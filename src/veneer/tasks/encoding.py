@@ -1,0 +1,58 @@
+"""Texts to token ids, with the tokenizer's own special tokens.
+
+Short lists for a prediction, and whole data sets ahead of time. Both cut a text that is too long at its end, special
+tokens kept. This file knows tokenizers of transformers and no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from veneer.data.tokens import TokenStore, tokenize
+
+__all__ = ["encode_texts", "special_ends", "token_store"]
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+    """Token ids of each text; one that has no token at all gets a single padding token."""
+    cut = {"truncation": True, "max_length": max_length} if max_length else {}
+    found = tokenizer(
+        list(texts), **cut, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    filler = [_filler(tokenizer)]
+    return [ids or filler for ids in found["input_ids"]]
+
+
+def token_store(pieces: Iterable[Sequence[str]], tokenizer: Any, max_length: int) -> TokenStore:
+    """The token ids of many texts, in pieces, in a compact store."""
+    prefix, suffix = special_ends(tokenizer)
+    return tokenize(
+        pieces,
+        lambda texts: encode_texts(tokenizer, texts),
+        max_length=max_length,
+        prefix=prefix,
+        suffix=suffix,
+        vocab_size=len(tokenizer),
+    )
+
+
+def special_ends(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and after a text.
+
+    BERT: (1, 1); GPT-2: (0, 0); Llama: (1, 0).
+    """
+    marks = tokenizer("a", return_special_tokens_mask=True, return_token_type_ids=False)[
+        "special_tokens_mask"
+    ]
+    inside = [place for place, special in enumerate(marks) if not special]
+    if not inside:
+        return 0, 0
+    return inside[0], len(marks) - 1 - inside[-1]
+
+
+def _filler(tokenizer: Any) -> int:
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return int(found)
+    return 0

@@ -1,0 +1,138 @@
+"""What a training run is: one strict configuration, from flags, a YAML file or Python.
+
+The resolved configuration is written beside the adapter and runs again as it is. This file knows names and limits; it
+loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+import yaml
+
+from veneer.data.config import DataConfig
+from veneer.errors import ConfigError
+from veneer.files import write_text
+from veneer.lora.config import LoraConfig
+from veneer.models.locate import DEFAULT_BASE
+from veneer.strict import StrictModel
+
+__all__ = ["LORA_DEFAULTS", "TrainConfig"]
+
+LORA_DEFAULTS: dict[str, Any] = {"r": 16, "target_modules": "all-linear"}
+"""Where Veneer's training differs from `LoraConfig`'s own defaults; `lora_alpha` defaults to 2 r."""
+
+
+class TrainConfig(StrictModel):
+    """A training run. None means: chosen by Veneer, and said.
+
+    data                   where the texts are (see `DataConfig`)
+    base                   hub name or folder of the base
+    base_revision          branch, tag or commit on the hub
+    task                   what to learn; "auto" infers it from the table
+    lora                   fields of `LoraConfig`; `lora_alpha` defaults to 2 r, `target_modules` to "all-linear"
+    pooling                which states the head reads: "mean", "first", "last"; "auto": as the base was trained
+    max_length             tokens that a text is cut to; None: what the base reads
+    class_weights          "balanced" gives each label the same total weight in the loss
+    label_smoothing        in [0, 1)
+    epochs                 passes over the training texts; None: by their number
+    batch_size             texts in a batch
+    gradient_accumulation  batches in a step of the optimiser
+    learning_rate          peak, of AdamW
+    weight_decay           of the matrices A, B and of the head's weights
+    schedule               how the rate falls after the warmup: "linear", "cosine" to 0; "constant"
+    warmup                 share of all steps in which the rate rises from 0
+    max_grad_norm          gradients are clipped to this norm; 0: not at all
+    eval_every             steps between evaluations; None: once an epoch
+    patience               stop after so many evaluations without a better one; None: never
+    keep                   which adapter is kept: of the "best" evaluation, or the "last"
+    base_dropout           True turns on the base's own dropout, as PEFT does; slower, and no better for LoRA
+    precision              dtype of the frozen base: "fp32", "bf16", or "auto": by a measurement
+    mode                   "packed", "padded", or "auto": packed where it is exact
+    device                 "auto", "cpu", "cuda", "mps"
+    seed                   decides the new weights, the order of the texts and the dropout
+    checkpoint_every_s     seconds between checkpoints
+    trackers               trackers of accelerate, such as "tensorboard", "wandb"
+    baselines              compare with majority, TF-IDF and the untuned base
+    """
+
+    data: DataConfig
+    base: str = DEFAULT_BASE
+    base_revision: str | None = None
+    task: Literal["auto", "classification"] = "auto"
+    lora: dict[str, Any] = pydantic.Field(default_factory=dict)
+    pooling: Literal["auto", "mean", "first", "last"] = "auto"
+    max_length: int | None = pydantic.Field(default=None, ge=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    epochs: int | None = pydantic.Field(default=None, ge=1)
+    batch_size: int = pydantic.Field(default=16, ge=1)
+    gradient_accumulation: int = pydantic.Field(default=1, ge=1)
+    learning_rate: float = pydantic.Field(default=1e-3, gt=0)
+    weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    max_grad_norm: float = pydantic.Field(default=1.0, ge=0)
+    eval_every: int | None = pydantic.Field(default=None, ge=1)
+    patience: int | None = pydantic.Field(default=None, ge=1)
+    keep: Literal["best", "last"] = "best"
+    base_dropout: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mode: Literal["auto", "packed", "padded"] = "auto"
+    device: str = "auto"
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
+    checkpoint_every_s: float = pydantic.Field(default=20.0, gt=0)
+    trackers: tuple[str, ...] = ()
+    baselines: bool = True
+
+    @pydantic.field_validator("lora")
+    @classmethod
+    def _resolved_lora(cls, given: dict[str, Any]) -> dict[str, Any]:
+        named = LORA_DEFAULTS | {key: value for key, value in given.items() if value is not None}
+        named.setdefault("lora_alpha", 2 * named["r"] if isinstance(named["r"], int) else 16)
+        return {**LoraConfig.from_dict(named).to_dict()}
+
+    def lora_config(self, **changes: Any) -> LoraConfig:
+        """The adapter's configuration, with some fields filled in."""
+        return LoraConfig.from_dict(self.lora | changes)
+
+    def to_yaml(self) -> str:
+        """The configuration as a YAML file that `from_yaml` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a YAML file; `overrides` (flags) win over it, also inside `data` and `lora`.
+
+        Raises:
+            ConfigError: the file can't be read, is no mapping, or has unknown keys or wrong values: all listed.
+        """
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} can't be read as YAML: {error}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(
+                f"{path} holds {type(found).__name__}, expected keys and values of a training run."
+            )
+        return cls.parse(merged(found, overrides or {}), where=str(path))
+
+    def save(self, path: Path) -> None:
+        """Write `to_yaml` to a file, whole or not at all."""
+        write_text(path, self.to_yaml())
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above`, also inside mappings; neither is changed.
+
+    >>> merged({"a": 1, "lora": {"r": 8}}, {"lora": {"lora_alpha": 16}})
+    {'a': 1, 'lora': {'r': 8, 'lora_alpha': 16}}
+    """
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result

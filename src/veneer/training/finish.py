@@ -1,0 +1,287 @@
+"""From trained weights to an adapter folder: measured, compared, explained, written, and loaded again.
+
+The folder is first written beside its place, loaded as a stranger would load it, and asked for its golden answers;
+only then is it put into place. This file knows the rooms below it and no terminal.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import veneer
+from veneer.adapter import AdapterFolder, BaseFacts, Facts, read_adapter, write_adapter
+from veneer.data.rows import Split
+from veneer.evaluation.baselines import (
+    Baseline,
+    compared,
+    linear_probe,
+    majority_baseline,
+    rows_right,
+    tfidf_baseline,
+)
+from veneer.evaluation.mistakes import likely_mislabelled, worst_errors
+from veneer.evaluation.scores import Metrics
+from veneer.lora import adapter_state_dict, disabled, peft_config_dict
+from veneer.models.heads import native_pooling
+from veneer.tasks.adapted import Adapted, golden_of, load
+from veneer.tasks.classification import Classification, pool
+from veneer.training.loop import Trained
+from veneer.training.pages import pages
+from veneer.training.prepare import Run
+
+__all__ = ["Finished", "finish", "measure"]
+
+GOLDEN_TEXTS = 8
+_PROBE_TEXTS = 4_000  # training texts whose features the untuned base is judged by
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a run.
+
+    Attributes:
+        metrics: by split name ("validation", "test").
+        probabilities: (N, K) by split name.
+        baselines: on the split that decides.
+        seconds: that measuring took.
+    """
+
+    metrics: dict[str, Metrics]
+    probabilities: dict[str, NDArray[np.float64]]
+    baselines: tuple[Baseline, ...]
+    seconds: float
+
+    @property
+    def decisive(self) -> str | None:
+        """The split that decides: test before validation."""
+        return next((name for name in ("test", "validation") if name in self.metrics), None)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        path: the adapter folder.
+        folder: as read from there.
+        measured: metrics and baselines.
+        seconds: the whole run.
+    """
+
+    path: Path
+    folder: AdapterFolder
+    measured: Measured
+    seconds: float
+
+    @property
+    def facts(self) -> Facts:
+        """veneer.json."""
+        assert self.folder.facts is not None  # it was written by `finish`
+        return self.folder.facts
+
+
+def measure(run: Run) -> Measured:
+    """Metrics of the trained adapter on validation and test, and what simpler means reach on the same rows."""
+    began = time.perf_counter()
+    task = run.adapted.task
+    assert isinstance(task, Classification)
+    metrics: dict[str, Metrics] = {}
+    probabilities: dict[str, NDArray[np.float64]] = {}
+    for split in (run.prepared.validation, run.prepared.test):
+        if len(split):
+            outputs = run.adapted.outputs_of(run.stores[split.name])
+            metrics[split.name] = task.metrics(outputs, np.asarray(split.labels), seed=run.config.seed)
+            probabilities[split.name] = task.probabilities(outputs)
+    found = Measured(metrics, probabilities, (), 0.0)
+    baselines: tuple[Baseline, ...] = ()
+    if run.config.baselines and found.decisive is not None:
+        baselines = _baselines(run, task, found.decisive, probabilities[found.decisive])
+    return replace(found, baselines=baselines, seconds=time.perf_counter() - began)
+
+
+def _baselines(
+    run: Run, task: Classification, name: str, probabilities: NDArray[np.float64]
+) -> tuple[Baseline, ...]:
+    train, split = run.prepared.train, _split(run, name)
+    known, targets = np.asarray(train.labels), np.asarray(split.labels)
+    tests = {name: (split.texts(), targets)}
+    rows = np.sort(np.random.default_rng(run.config.seed).permutation(len(train))[:_PROBE_TEXTS])
+    with disabled(run.adapted.model):
+        features = _features(run.adapted, run.stores["train"], rows)
+        held_out = _features(run.adapted, run.stores[name], np.arange(len(split)))
+    found = [
+        majority_baseline(known, {name: targets}, task.labels),
+        tfidf_baseline(train.texts(), known, tests, task.labels, seed=run.config.seed),
+        linear_probe(features, known[rows], {name: (held_out, targets)}, task.labels, seed=run.config.seed),
+    ]
+    right = rows_right(targets, probabilities, threshold=task.threshold)
+    return tuple(compared(baseline[name], right, seed=run.config.seed) for baseline in found)
+
+
+def _features(adapted: Adapted, store: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(M, C) the pooled states of some texts, without the head."""
+    task = adapted.task
+    assert isinstance(task, Classification)
+    return adapted.map_rows(store, rows, lambda hidden, layout: pool(hidden, layout, task.pooling))
+
+
+def _split(run: Run, name: str) -> Split:
+    return {"train": run.prepared.train, "validation": run.prepared.validation, "test": run.prepared.test}[
+        name
+    ]
+
+
+def finish(
+    run: Run,
+    trained: Trained,
+    measured: Measured,
+    out: Path,
+    *,
+    began: float,
+    first_step_s: float,
+    overwrite: bool,
+) -> Finished:
+    """Write the adapter folder, with golden answers taken from the folder itself.
+
+    Args:
+        run, trained, measured: what was done.
+        out: the adapter folder's place.
+        began: `time.monotonic()` at the start of the run.
+        first_step_s: seconds from the start to the end of the first step.
+        overwrite: whether an adapter there may be replaced.
+    """
+    adapted = run.adapted
+    tensors = adapter_state_dict(adapted.model)
+    peft_config = peft_config_dict(
+        adapted.lora,
+        adapted.model,
+        base_model_name_or_path=adapted.base.name,
+        task_type=task_type(adapted),
+    )
+    facts = facts_of(run, trained, measured, first_step_s)
+    staging = out.parent / f".{out.name}.run" / "final"
+    shutil.rmtree(staging, ignore_errors=True)
+    write_adapter(staging, peft_config=peft_config, tensors=tensors, facts=facts)
+    again = load(staging, base=str(adapted.base.folder), precision="fp32", mode=run.config.mode)
+    facts = facts.replace(golden=golden_of(again, _golden_texts(run)))
+    size = read_adapter(staging).size_bytes
+    seconds = time.monotonic() - began
+    facts = facts.replace(speed={**facts.speed, "seconds": round(seconds, 3)})
+    extra: dict[str, str | bytes] = dict(
+        pages(run, trained, measured, facts, mistakes_of(run, measured), size)
+    )
+    extra["config.yaml"] = run.config.to_yaml()
+    write_adapter(
+        out, peft_config=peft_config, tensors=tensors, facts=facts, extra_files=extra, overwrite=overwrite
+    )
+    return Finished(out, read_adapter(out), measured, time.monotonic() - began)
+
+
+def task_type(adapted: Adapted) -> str | None:
+    """PEFT's task type, where transformers' own class computes what the adapter was trained with.
+
+    With another pooling there is none: PEFT's Auto classes then refuse the folder instead of answering wrongly, and
+    `PeftModel.from_pretrained` loads it with the code of the model card.
+    """
+    return "SEQ_CLS" if native_pooling(adapted.model) == adapted.base.pooling else None
+
+
+def facts_of(run: Run, trained: Trained, measured: Measured, first_step_s: float) -> Facts:
+    """veneer.json, without the golden answers."""
+    adapted, base = run.adapted, run.adapted.base
+    return Facts(
+        task=adapted.task.name,
+        task_facts=adapted.task.facts(),
+        base=BaseFacts(
+            name=base.name,
+            content_hash=base.content_hash,
+            tokenizer_hash=base.tokenizer_hash,
+            family=base.family,
+        ),
+        lora=adapted.lora.to_dict(),
+        max_length=adapted.max_length,
+        data={**run.prepared.summary(), "choices": [vars(c) for c in run.choices], "warnings": run.warnings},
+        training=run.config.model_dump(mode="json"),
+        metrics={name: found.to_json() for name, found in measured.metrics.items()},
+        baselines=[baseline.to_json() for baseline in measured.baselines],
+        speed={
+            "training_seconds": round(trained.train_seconds, 3),
+            "evaluation_seconds": round(trained.evaluation_seconds, 3),
+            "measuring_seconds": round(measured.seconds, 3),
+            "first_step_seconds": round(first_step_s, 3),
+            "texts_per_second": round(trained.texts / max(trained.train_seconds, 1e-9), 1),
+            "tokens_per_second": round(trained.tokens / max(trained.train_seconds, 1e-9), 1),
+            "steps": trained.step,
+            "best_step": trained.best_step,
+            "machine": machine(),
+        },
+        exactness=_exactness(run),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the adapter."""
+    import transformers
+
+    return {
+        "veneer": veneer.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def machine() -> str:
+    """This machine in a few words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+
+
+def _exactness(run: Run) -> dict[str, str]:
+    reasons: Mapping[str, str] = {choice.what: choice.reason for choice in run.choices}
+    return {
+        "precision": run.config.precision,
+        "precision_reason": reasons.get("precision", "asked for"),
+        "mode": run.config.mode,
+        "mode_reason": run.adapted.runner.reason,
+        "base_dropout": "on" if run.config.base_dropout else "off",
+    }
+
+
+def _golden_texts(run: Run) -> list[str]:
+    """A few texts of the split that decides (or of training), spread over it."""
+    split = next(s for s in (run.prepared.test, run.prepared.validation, run.prepared.train) if len(s))
+    places = np.unique(np.linspace(0, len(split) - 1, GOLDEN_TEXTS).astype(np.int64))
+    return [split[int(place)] for place in places]
+
+
+def mistakes_of(run: Run, measured: Measured) -> dict[str, Any]:
+    """The most confident errors and the likely mislabelled rows of the split that decides."""
+    name = measured.decisive
+    task = run.adapted.task
+    assert isinstance(task, Classification)
+    if name is None:
+        return {}
+    split = _split(run, name)
+    given = (split.texts(), np.asarray(split.labels), measured.probabilities[name], task.labels)
+    rows = [int(row) + 1 for row in split.rows]
+    right = rows_right(given[1], given[2], threshold=task.threshold)
+    return {
+        "mistakes": worst_errors(*given, rows=rows, threshold=task.threshold),
+        "mislabelled": likely_mislabelled(*given, rows=rows),
+        "mistakes_total": int((~right).sum()),
+    }

@@ -1,0 +1,286 @@
+"""A whole training run: set up, train, measure, write; or go on where it was stopped.
+
+    result = train(TrainConfig.parse({"data": {"source": "messages.csv"}}))
+
+The unfinished state lies in a folder beside the adapter's place (`.NAME.run`); the same call finds it there and goes on
+to the same bits. It goes away when the adapter stands. This file joins the parts; each part is in its own file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from veneer.adapter import refuse_existing
+from veneer.errors import CheckpointError, ConfigError, Interrupted
+from veneer.files import write_text
+from veneer.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from veneer.training.config import TrainConfig
+from veneer.training.finish import Finished, finish, measure
+from veneer.training.loop import StepInfo, Trained, train_loop
+from veneer.training.prepare import Run, set_up
+
+__all__ = ["Quiet", "Reporter", "default_out", "train"]
+
+
+class Reporter(Protocol):
+    """Whoever wants to follow a whole run; the command line's progress is one."""
+
+    def say(self, text: str) -> None:
+        """What is being done now, in a few words."""
+        ...
+
+    def set_up(self, run: Run, resumed_at: int) -> None:
+        """The run is set up; `resumed_at` steps are done already."""
+        ...
+
+    def step(self, info: StepInfo) -> None:
+        """After each step."""
+        ...
+
+    def entry(self, entry: Mapping[str, Any]) -> None:
+        """After each new entry of the history."""
+        ...
+
+    def download(self, done: int, total: int | None) -> None:
+        """Bytes of a download, and of the whole if known."""
+        ...
+
+
+class Quiet:
+    """A reporter that says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def set_up(self, run: Run, resumed_at: int) -> None:
+        """Nothing."""
+
+    def step(self, info: StepInfo) -> None:
+        """Nothing."""
+
+    def entry(self, entry: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def download(self, done: int, total: int | None) -> None:
+        """Nothing."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+) -> Finished:
+    """Train an adapter and write its folder.
+
+    Args:
+        config: what to train on what.
+        out: the adapter folder; default: adapters/<name of the source>.
+        overwrite: replace an adapter that stands there.
+        fresh: discard an unfinished run instead of going on with it.
+        reporter: told how it goes.
+
+    Raises:
+        UserMistake: anything in configuration, data or base that can't be used; nothing was written.
+        Interrupted: SIGINT or SIGTERM; the state is saved and the same call goes on.
+        VeneerError: training diverged, or the disk is full.
+    """
+    began = time.monotonic()
+    reporter = reporter or Quiet()
+    place = Path(out) if out is not None else default_out(config.data.source)
+    refuse_existing(place, overwrite=overwrite)
+    folder = place.parent / f".{place.name}.run"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    accelerator = _accelerator(config, folder)
+    config = _unfinished(folder, config)
+    device = str(accelerator.device)
+    run = set_up(config, device=device, say=reporter.say, progress=reporter.download)
+    start = latest_checkpoint(folder, run.identity)
+    if accelerator.is_main_process:
+        _remember(folder, config, run.config)
+    reporter.set_up(run, start.step if start else 0)
+    trained, first_step_s = _trained(run, folder, start, reporter, accelerator, began)
+    if not accelerator.is_main_process:
+        accelerator.end_training()
+        raise SystemExit(0)
+    reporter.say("measuring")
+    measured = measure(run)
+    reporter.say("writing the adapter")
+    done = finish(run, trained, measured, place, began=began, first_step_s=first_step_s, overwrite=overwrite)
+    accelerator.end_training()
+    shutil.rmtree(folder, ignore_errors=True)
+    return done
+
+
+def default_out(source: str) -> Path:
+    """adapters/<name>: of the file without its suffix, or of the data set.
+
+    >>> str(default_out("data/messages.csv")), str(default_out("owner/name")), str(default_out("sst2:some/place"))
+    ('adapters/messages', 'adapters/name', 'adapters/sst2')
+    """
+    head, colon, _ = source.partition(":")
+    name = head if colon and len(head) > 1 else Path(source).name
+    known = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+    stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in known else name
+    return Path("adapters") / (stem or "adapter")
+
+
+@dataclass
+class _Watcher:
+    """Passes on what the loop says, and sees when the first step is done."""
+
+    reporter: Reporter
+    accelerator: Any
+    began: float
+    first_step_s: float = 0.0
+    log: Path | None = None
+    entries: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def step(self, info: StepInfo) -> None:
+        """Note the first step."""
+        if self.first_step_s == 0.0:
+            self.first_step_s = time.monotonic() - self.began
+        self.reporter.step(info)
+
+    def entry(self, entry: Mapping[str, Any]) -> None:
+        """Write a line of metrics.jsonl, and tell the trackers."""
+        if self.log is not None and self.accelerator.is_main_process:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(entry)) + "\n")
+        numbers = {k: v for k, v in entry.items() if isinstance(v, int | float) and k != "step"}
+        self.accelerator.log({f"{entry['kind']}/{k}": v for k, v in numbers.items()}, step=int(entry["step"]))
+        self.reporter.entry(entry)
+
+
+def _trained(
+    run: Run, folder: Path, start: Checkpoint | None, reporter: Reporter, accelerator: Any, began: float
+) -> tuple[Trained, float]:
+    log = folder / "metrics.jsonl"
+    if accelerator.is_main_process:  # lines after the checkpoint belong to steps that are done again
+        lines = [json.dumps(entry) + "\n" for entry in (start.progress["history"] if start else [])]
+        write_text(log, "".join(lines))
+    watcher = _Watcher(reporter, accelerator, began, log=log)
+    evaluated = "validation" in run.stores
+
+    def store(checkpoint: Checkpoint) -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(folder, checkpoint)
+
+    with _stop_signals() as stopped:
+        try:
+            trained = train_loop(
+                run.adapted,
+                run.examples,
+                run.plan,
+                run.config,
+                evaluate=(lambda: _evaluation(run)) if evaluated else None,
+                store=store,
+                start=start,
+                identity=run.identity,
+                stopped=stopped,
+                listener=watcher,
+                accelerator=accelerator,
+            )
+        except Interrupted as error:
+            raise Interrupted(f"{error} Run the same command again to go on.") from None
+    return trained, watcher.first_step_s
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
+    """Loss and deciding score on the validation texts, without the bootstrap."""
+    task, split = run.adapted.task, run.prepared.validation
+    outputs = run.adapted.outputs_of(run.stores["validation"])
+    targets = np.asarray(split.labels)
+    with torch.no_grad():
+        loss = float(task.loss(torch.from_numpy(outputs), task.collate(targets)))
+    name, score = task.score(outputs, targets)
+    return {"loss": loss, "score_name": name, "score": score}
+
+
+def _accelerator(config: TrainConfig, folder: Path) -> Any:
+    from accelerate import Accelerator
+
+    try:
+        accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision="no",
+            log_with=list(config.trackers) or None,
+            project_dir=str(folder / "trackers"),
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"device {config.device!r} with trackers {list(config.trackers)}: {error}"
+        ) from error
+    if config.device not in ("auto", accelerator.device.type):
+        raise ConfigError(
+            f"device: {config.device!r} is not to be had here; this machine offers {accelerator.device.type!r}."
+        )
+    if config.trackers:
+        accelerator.init_trackers("veneer")
+    return accelerator
+
+
+def _unfinished(folder: Path, config: TrainConfig) -> TrainConfig:
+    """The resolved configuration of an unfinished run of the same call; else `config` itself.
+
+    Raises:
+        CheckpointError: the unfinished run there was called with other settings (which ones is said).
+    """
+    given = folder / "given.json"
+    if not given.is_file() or not list(folder.glob("checkpoint-*")):
+        return config
+    before = json.loads(given.read_text(encoding="utf-8"))
+    now = json.loads(config.model_dump_json())
+    differs = [
+        f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]
+    ]
+    if differs:
+        raise CheckpointError(
+            f"{folder} holds an unfinished run with other settings ({'; '.join(differs)}). Finish it with its own "
+            "settings, discard it with --fresh, or train under another name with --out."
+        )
+    return TrainConfig.from_yaml(folder / "resolved.yaml")
+
+
+def _remember(folder: Path, given: TrainConfig, resolved: TrainConfig) -> None:
+    """Write what was asked for and what it was resolved to; a resumed run finds both as they were."""
+    if not (folder / "given.json").is_file() or not list(folder.glob("checkpoint-*")):
+        write_text(folder / "given.json", given.model_dump_json())
+        resolved.save(folder / "resolved.yaml")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask the loop to stop after its step; a second one ends at once."""
+    asked: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
