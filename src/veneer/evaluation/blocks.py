@@ -44,8 +44,8 @@ class Cell:
 class Table:
     """Columns with a heading each, rows of texts or cells; `numeric` columns are set to the right.
 
-    `texts` columns hold long texts of people: they keep their line breaks and may be wide. A table of more than
-    three columns with such a text becomes a list on a phone, each value behind its column's name.
+    `texts` columns hold long texts of people: they keep their line breaks and may be wide. A table of more
+    than three columns with such a text becomes a list on a phone, each value behind its column's name.
     """
 
     columns: tuple[str, ...]

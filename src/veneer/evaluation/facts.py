@@ -102,7 +102,8 @@ class ReportFacts:
     any task; `baselines` and the rows in `mistakes` and `mislabelled` belong to the split that decides
     (`decisive`): test where there is one, else validation. `metric_name`, `metric_percent` and
     `metric_higher_is_better` describe `val_metric` in the history. `use` holds command lines to show ("veneer
-    predict ..."). `sections` are the task's own parts of the report.
+    predict ..."). `sections` are the task's own parts of the report. `mistakes` and `mislabelled`
+    are None where nobody looked, empty where none was found.
     """
 
     title: str
@@ -118,8 +119,8 @@ class ReportFacts:
     metric_name: str = "Accuracy"
     metric_percent: bool = True
     metric_higher_is_better: bool = True
-    mistakes: tuple[Mistake, ...] = ()
-    mislabelled: tuple[Mistake, ...] = ()
+    mistakes: tuple[Mistake, ...] | None = None
+    mislabelled: tuple[Mistake, ...] | None = None
     mistakes_total: int | None = None
     sections: tuple[Section, ...] = ()
     configuration: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,6 @@ sections; it must not know what a task computes.
 
 from __future__ import annotations
 
-import os
 import re
 from html import escape
 from importlib.resources import files
@@ -18,6 +17,7 @@ from veneer.evaluation.facts import ReportFacts
 from veneer.evaluation.sections import sections_of
 from veneer.evaluation.verdict import Verdict, verdict_of
 from veneer.evaluation.wording import bytes_text, duration
+from veneer.files import write_bytes, write_text
 
 __all__ = ["report_html", "write_report"]
 
@@ -27,14 +27,13 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def write_report(folder: Path, facts: ReportFacts) -> Path:
     """Write report.html and its pictures (*.png) into the folder and return the path of report.html.
 
-    Each file is written beside its place and renamed into it: it is either the old one or the new one.
+    Raises VeneerError where the folder can't be written or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     page, pictures = report_html(facts)
     for name, data in pictures.items():
-        _write(folder / name, data)
+        write_bytes(folder / name, data)
     path = folder / "report.html"
-    _write(path, page.encode("utf-8"))
+    write_text(path, page)
     return path
 
 
@@ -107,9 +106,3 @@ def _foot(facts: ReportFacts) -> str:
     version = facts.versions.get("veneer", "")
     parts = [f"Written by Veneer {version}".strip(), facts.created, facts.machine]
     return f"<footer><p>{escape(' · '.join(part for part in parts if part))}</p></footer>"
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_bytes(data)
-    beside.replace(path)

@@ -203,8 +203,10 @@ def _calibration(facts: ReportFacts) -> Section | None:
 
 
 def _mistakes(facts: ReportFacts) -> Section | None:
-    if not facts.mistakes:
+    if facts.mistakes is None:
         return None
+    if not facts.mistakes:
+        return Section("The texts it gets most wrong", (Paragraph("None: every answer is right."),))
     split = facts.decisive[0] if facts.decisive else "test"
     total = facts.mistakes_total
     shown = len(facts.mistakes)
@@ -216,8 +218,10 @@ def _mistakes(facts: ReportFacts) -> Section | None:
 
 
 def _mislabelled(facts: ReportFacts) -> Section | None:
-    if not facts.mislabelled:
+    if facts.mislabelled is None:
         return None
+    if not facts.mislabelled:
+        return Section("Likely mislabelled rows", (Paragraph("None found among these rows."),))
     said = (
         "Here the model doubts the given label. These are rows to look at, not corrections: where the label "
         "is wrong, mend the file and train again; where it is right, the text is hard."
