@@ -154,7 +154,10 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
 def test_a_row_longer_than_a_block_is_an_open_quote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_rows, "BLOCK_BYTES", 4096)
     content = ROWS + 'x,"open\n' + "some words,b\n" * 1000
-    with pytest.raises(DataError, match=r"quote opened in the row of line 4 is never closed"):
+    with pytest.raises(
+        DataError,
+        match=r"4,096 characters are no field; most likely a quote opened in the row of line 4 is never closed",
+    ):
         read_table(write(tmp_path, content))
 
 
@@ -204,3 +207,10 @@ def test_rows_are_taken_in_any_order(tmp_path: Path) -> None:
     rows = np.array([999, 0, 500, 500], np.int64)
     assert table.take("text", rows) == ["text 999", "text 0", "text 500", "text 500"]
     assert table.row(7) == {"text": "text 7", "label": "1"}
+
+
+def test_a_row_longer_than_a_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_rows, "BLOCK_BYTES", 4096)
+    words = "word " * 700
+    with pytest.raises(DataError, match=r"a row is longer than 4,096 bytes; .*jsonl or parquet"):
+        read_table(write(tmp_path, "text,b,c,d,label\na b,c,d,e,a\n" + f"{words}," * 4 + "a\n"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["csv_batches"]
 
-BLOCK_BYTES = 8 << 20  # pyarrow reads so much at a time; no row may be longer
+BLOCK_BYTES = 2 << 20  # no row may be longer; pyarrow reads about 40 blocks ahead
 
 
 def csv_batches(path: Path, layout: CsvLayout, warnings: list[str]) -> Iterator[pa.RecordBatch]:
@@ -109,19 +109,25 @@ def _explained(path: Path, layout: CsvLayout, fallback: str) -> DataError:
                 before, start = start, reader.line_num + 1
             open_at = before if row and layout.quoting and _ends_in_open_quote(path, row[-1]) else None
         except csv.Error:  # the field is longer than any text
-            open_at = start
+            more = f"{BLOCK_BYTES:,} characters are no field; most likely a quote"
+            return DataError(f"{path}: {more} {_OPEN_QUOTE.format(start)}")
     if open_at is not None and (not faults or faults[0][0] == open_at):
-        return DataError(
-            f"{path}: a quote opened in the row of line {open_at} is never closed. Close it, double it if "
-            f"it is "
-            "part of the text, or read the file with quoting off (quoting=no) if its quotes are only "
-            "characters."
-        )
+        return DataError(f"{path}: a quote {_OPEN_QUOTE.format(open_at)}")
     if faults:
         return DataError(_ragged(path, layout, faults))
+    if "straddling" in fallback:
+        fallback = (
+            f"a row is longer than {BLOCK_BYTES:,} bytes; leave it out, or give the rows as jsonl or parquet"
+        )
     return DataError(
         f"{path} can't be read as {DELIMITERS.get(layout.delimiter, 'delimited')} text: {fallback}"
     )
+
+
+_OPEN_QUOTE = (
+    "opened in the row of line {} is never closed. Close it, double it if it is part of the text, or read the file "
+    "with quoting off (quoting=no) if its quotes are only characters."
+)
 
 
 def _ragged(path: Path, layout: CsvLayout, faults: list[tuple[int, int]]) -> str:

@@ -125,14 +125,15 @@ def _find(
     likely = [one for one in facts if plausible(one)]
     named = [one for one in likely if one.name.strip().lower() in names]
     what = f"{role} column"
-    if len(named) == 1:
-        return named[0].name, Choice(what, named[0].name, f"its name, and {_why(named[0], role)}")
     first = [one for one in named if one.name.strip().lower() == names[0]]
-    if len(first) == 1:
-        return first[0].name, Choice(what, first[0].name, f"its name, and {_why(first[0], role)}")
+    by_name = named if len(named) == 1 else first
+    if len(by_name) == 1:
+        others = ", ".join(repr(one.name) for one in likely if one is not by_name[0])
+        also = f"; also possible: {others}" if others else ""
+        return by_name[0].name, Choice(what, by_name[0].name, f"its name, and {_why(by_name[0], role)}{also}")
     if not named and len(likely) == 1:
-        others = "the only column that could be" if len(facts) > 1 else "the only column left"
-        return likely[0].name, Choice(what, likely[0].name, f"{others}: {_why(likely[0], role)}")
+        why = "the only column that could be" if len(facts) > 1 else "the only column left"
+        return likely[0].name, Choice(what, likely[0].name, f"{why}: {_why(likely[0], role)}")
     wordy = [one for one in named or likely if one.mean_words >= 2]
     if role == "text" and not named and len(wordy) == 1:
         return wordy[0].name, Choice(
@@ -194,7 +195,7 @@ def _joined(cells: Sequence[str]) -> str | None:
     """The separator with which cells join labels that also occur alone, if that is how the column is
     written.
     """
-    for separator in ("|", ";", ","):
+    for separator, enough in (("|", 0.5), (";", 0.5), (",", 0.9)):  # a comma may be part of a name
         joined = [cell for cell in cells if separator in cell]
         if not joined or len(joined) < 0.02 * len(cells):
             continue
@@ -203,7 +204,7 @@ def _joined(cells: Sequence[str]) -> str | None:
         combinations, known = set(joined), sum(n for part, n in parts.items() if part in alone)
         if (
             "" not in parts
-            and known >= 0.9 * sum(parts.values())
+            and known >= enough * sum(parts.values())
             and len(parts) < len(combinations) + len(alone)
         ):
             return separator

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from veneer.data.rows import Columns, LabelForm, LabelledRows, Split, choose_col
 from veneer.data.sources import Loaded, load_own, load_source
 from veneer.data.split import Parts, sample_rows, split_rows, strata_of_multi_hot
 from veneer.data.tables import Table
+from veneer.data.used_labels import check_trained, keep_used_labels, per_label
 from veneer.errors import DataError
 
 __all__ = ["Prepared", "prepare"]
@@ -71,7 +72,7 @@ class Prepared:
 
     def label_counts(self, split: Split) -> dict[str, int]:
         """How many texts of a split have each label."""
-        numbers = _per_label(split.labels, len(self.labels))
+        numbers = per_label(split.labels, len(self.labels))
         return dict(zip(self.labels, numbers.tolist(), strict=True))
 
     def summary(self) -> dict[str, object]:
@@ -113,13 +114,14 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
     if loaded.fixed is not None:
         fixed_rows = np.concatenate([loaded.fixed.train, loaded.fixed.validation, loaded.fixed.test])
         main.keep &= np.isin(np.arange(len(main.table)), fixed_rows)
-    label_set = _sample_and_compact(config, main, others, label_set, notes)
+    _sample(config, main, notes)
+    label_set = keep_used_labels(main, others, label_set, notes)
     parts = _divide(config, loaded.fixed, main, others, notes)
     train, validation, test = (
         others[name].split(name, others[name].kept) if name in others else main.split(name, rows)
         for name, rows in (("train", parts.train), ("validation", parts.validation), ("test", parts.test))
     )
-    _check_trained(train, (validation, test), label_set, notes)
+    check_trained(train, (validation, test), label_set, notes)
     for name, what in (("empty_texts", "an empty text"), ("missing_labels", "no label")):
         if n := notes.counts[name]:
             notes.warnings.append(f"{counted(n, 'row')} with {what} left out.")
@@ -174,68 +176,16 @@ def _labelled(
     )
 
 
-def _sample_and_compact(
-    config: DataConfig, main: LabelledRows, others: Mapping[str, LabelledRows], labels: LabelSet, notes: Notes
-) -> LabelSet:
-    """Keep `max_rows` rows, and only the labels that are left; works in place on `keep` and `labels`."""
+def _sample(config: DataConfig, main: LabelledRows, notes: Notes) -> None:
+    """Keep at most `max_rows` rows of the main table; works in place on `keep`."""
     rows = main.kept
-    if config.max_rows is not None and len(rows) > config.max_rows:
-        rows = rows[sample_rows(group_equal(main.prints[rows]), config.max_rows, config.seed)]
-        notes.choices.append(
-            Choice(
-                "rows", f"{len(rows):,} of {len(main.kept):,}", f"max_rows; drawn by the seed {config.seed}"
-            )
-        )
-        main.keep[:] = False
-        main.keep[rows] = True
-    numbers = _per_label(main.labels[rows], len(labels))
-    if (numbers > 0).sum() < 2:
-        raise DataError(
-            f"{main.table.path}: fewer than two labels are left in the {counted(len(rows), 'usable row')}."
-        )
-    alive = np.flatnonzero(numbers)
-    for name in (labels.names[place] for place in np.flatnonzero(numbers == 1)):
-        notes.warnings.append(
-            f"The label {name!r} is seen once; it can only be trained on, and can't be measured."
-        )
-    if len(alive) == len(labels):
-        return labels
-    gone = [name for place, name in enumerate(labels.names) if not numbers[place]]
-    notes.warnings.append(f"Labels with no usable row, left out: {', '.join(gone[:20])}.")
-    for one in (main, *others.values()):
-        _renumber(one, alive, len(labels), gone)
-    return replace(labels, names=tuple(labels.names[place] for place in alive))
-
-
-def _check_trained(train: Split, others: tuple[Split, ...], labels: LabelSet, notes: Notes) -> None:
-    """Every label that is measured has to be trained: an error, or a warning for several labels per text."""
-    trained = _per_label(train.labels, len(labels))
-    measured = sum(_per_label(split.labels, len(labels)) for split in others)
-    untrained = [name for place, name in enumerate(labels.names) if not trained[place] and measured[place]]
-    if not untrained:
+    if config.max_rows is None or len(rows) <= config.max_rows:
         return
-    message = (
-        f"No training text has the label {', '.join(map(repr, untrained[:20]))}, but validation or test has."
-    )
-    if train.labels.ndim == 1:
-        raise DataError(f"{message} Add such texts to training, or remove them from the other parts.")
-    notes.warnings.append(message)
-
-
-def _renumber(rows: LabelledRows, alive: NDArray[np.int64], n: int, gone: list[str]) -> None:
-    dead = np.ones(n, np.bool_)
-    dead[alive] = False
-    if rows.labels.ndim == 2:
-        lost = rows.labels[:, dead].any(axis=1) & rows.keep
-        rows.labels = rows.labels[:, alive]
-    else:
-        lost = np.isin(rows.labels, np.flatnonzero(dead)) & rows.keep
-        rows.labels = np.searchsorted(alive, np.clip(rows.labels, 0, None)).astype(np.int64)
-    if lost.any():
-        raise DataError(
-            f"{rows.table.path} holds labels that no usable training row has: {', '.join(gone[:20])}. "
-            "Use more rows, or remove those labels."
-        )
+    drawn = rows[sample_rows(group_equal(main.prints[rows]), config.max_rows, config.seed)]
+    of = f"{len(drawn):,} of {len(rows):,}"
+    notes.choices.append(Choice("rows", of, f"max_rows; drawn by the seed {config.seed}"))
+    main.keep[:] = False
+    main.keep[drawn] = True
 
 
 def _divide(
@@ -300,12 +250,6 @@ def _strata(labels: NDArray[np.int64] | NDArray[np.uint8]) -> NDArray[np.int64]:
     if labels.ndim == 1:
         return labels.astype(np.int64, copy=False)
     return strata_of_multi_hot(labels.astype(np.uint8, copy=False))
-
-
-def _per_label(labels: NDArray[np.int64] | NDArray[np.uint8], n: int) -> NDArray[np.int64]:
-    if labels.ndim == 2:
-        return labels.sum(axis=0, dtype=np.int64)
-    return np.bincount(labels, minlength=n).astype(np.int64)
 
 
 def _content_hash(splits: tuple[Split, ...], labels: LabelSet) -> str:

@@ -241,7 +241,7 @@ def _find_delimiter(path: Path, text: str, whole: bool, quoting: bool) -> tuple[
 
 def _check_delimiter(path: Path, text: str, whole: bool, quoting: bool, delimiter: str) -> None:
     fields, _ = _consistency(_rows(text, whole, delimiter, quoting))
-    if fields >= 2:
+    if fields >= 2 or delimiter not in DELIMITERS:
         return
     best, reason = _find_delimiter(path, text, whole, quoting)
     if best != delimiter and reason.startswith("it gives"):

@@ -44,7 +44,8 @@ def split_rows(
     n_strata = int(strata.max()) + 1 if len(strata) else 0
     rows_in = np.bincount(stratum_of, weights=groups.sizes, minlength=n_strata).astype(np.int64)
     texts_in = np.bincount(stratum_of, minlength=n_strata)
-    want_test = _largest_remainder(rows_in, texts_in, test_fraction, taken=np.zeros_like(rows_in))
+    for_validation = ((texts_in >= 3) & (validation_fraction > 0)).astype(np.int64)
+    want_test = _largest_remainder(rows_in, texts_in, test_fraction, taken=for_validation)
     want_validation = _largest_remainder(rows_in, texts_in, validation_fraction, taken=want_test)
     part_of_group = np.zeros(len(groups.sizes), np.int8)
     shuffled = keyed_order(groups.keys, seed)

@@ -155,7 +155,9 @@ class _Sink:
             return np.concatenate(self.pieces) if self.pieces else np.zeros(0, self.dtype)
         self._spill()
         self.file.flush()
-        return np.memmap(self.file, self.dtype, "r", shape=(self.total,))
+        mapped = np.memmap(self.file, self.dtype, "r", shape=(self.total,))
+        self.file.close()  # the mapping keeps what it needs
+        return mapped
 
 
 def length_stats(lengths: NDArray[np.int32]) -> LengthStats:
