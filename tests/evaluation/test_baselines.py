@@ -97,6 +97,9 @@ def test_labels_missing_from_training_and_one_label_only_are_no_accident() -> No
     assert_allclose(only.accuracy, (targets == 0).mean(), atol=1e-12)
     empty = tfidf_baseline(["", " "], np.array([1, 0]), {"t": (["", ""], np.array([0, 1]))}, LABELS)["t"]
     assert "no words" in empty.note
+    unlike = [f"{i:08x}" for i in range(600)]
+    truth = np.arange(600) % 2
+    assert "no words" in tfidf_baseline(unlike, truth, {"t": (unlike, truth)}, ("a", "b"))["t"].note
 
 
 def test_several_labels_go_through_one_regression_each() -> None:
