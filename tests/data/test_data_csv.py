@@ -87,6 +87,8 @@ def test_quotes_and_newlines_inside_fields(tmp_path: Path) -> None:
     [
         ("ham\tgo there now\nspam\twin a prize\nham\tok then\n", False),
         ("label\ttext\nham\tgo\nham\tcome\n", True),
+        ("label\ttext\nham\ttext\nham\tcome\n", True),
+        ("question\thow are you\nanswer\tfine thanks\nquestion\twhat now\n", False),
         ("1\tgo there\n0\tcome here\n", False),
         ("kind\tphrase\nham\tgo there now\nham\tcome here\n", True),
         ("go there now and then come back here\tx\nno\ty\n", False),
@@ -214,3 +216,25 @@ def test_a_row_longer_than_a_block_is_refused(tmp_path: Path, monkeypatch: pytes
     words = "word " * 700
     with pytest.raises(DataError, match=r"a row is longer than 4,096 bytes; .*jsonl or parquet"):
         read_table(write(tmp_path, "text,b,c,d,label\na b,c,d,e,a\n" + f"{words}," * 4 + "a\n"))
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.text(alphabet='ab,;\t|"\n\r ', max_size=80).map(str.encode),
+        st.text(max_size=60).map(str.encode),
+    ),
+    suffix=st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".parquet", ""]),
+)
+def test_any_bytes_are_a_table_or_a_clear_error(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"fuzzed{suffix}"
+    path.write_bytes(content)
+    try:
+        table = read_table(path)
+    except DataError as error:
+        said = str(error)
+    else:
+        said = f"{path} holds {len(table)} rows"
+        assert len(table) > 0
+    assert path.name in said

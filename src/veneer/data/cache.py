@@ -30,9 +30,8 @@ def cache_folder(*parts: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"The cache folder {folder} can't be made: {error.strerror}. Set VENEER_CACHE to a folder that "
-            f"you may "
-            "write to."
+            f"The cache folder {folder} can't be made: {error.strerror}. "
+            "Set VENEER_CACHE to a folder that you may write to."
         ) from error
     return folder
 

@@ -240,9 +240,8 @@ def _check_sizes(main: LabelledRows, parts: Parts, fractions: Mapping[str, float
     for name, part in (("validation", parts.validation), ("test", parts.test)):
         if fractions[f"{name}_fraction"] > 0 and not len(part):
             raise DataError(
-                f"{main.table.path}: {counted(int(main.keep.sum()), 'usable row')} are too few to split off "
-                f"a {name} "
-                f"part. Use more rows, give a {name} file (--{name}), or set {name}_fraction=0."
+                f"{main.table.path}: {counted(int(main.keep.sum()), 'usable row')} are too few to split off a "
+                f"{name} part. Use more rows, give a {name} file (--{name}), or set {name}_fraction=0."
             )
 
 

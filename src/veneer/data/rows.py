@@ -128,8 +128,7 @@ def choose_columns(
     if len(table.columns) == 1:
         raise DataError(
             f"{table.path} was read as a single column ({table.columns[0]}); expected a text and a label in "
-            f"each "
-            "row. Check the delimiter (--delimiter), or give a table with both."
+            "each row. Check the delimiter (--delimiter), or give a table with both."
         )
     label_column, label_choice = find_label_column(table, label, taken=(text, pair))
     text_column, text_choice = find_text_column(table, text, taken=(label_column, pair))
@@ -186,6 +185,5 @@ def _refuse(where: str, column: str, what: str, rows: NDArray[np.bool_], policy:
     more = ", ..." if len(places) > 5 else ""
     raise DataError(
         f"{where}: {counted(len(places), 'row')} without a {what} in column {column!r} (row {first}{more}, "
-        f"counted "
-        f"from 1 without the header). Fill them in, or leave them out with {option}=drop."
+        f"counted from 1 without the header). Fill them in, or leave them out with {option}=drop."
     )

@@ -160,7 +160,7 @@ def _first_fault(path: Path, encoding: str) -> int | None:
                 at = line + text[: text.index("\0")].count("\n")
                 raise DataError(
                     f"{path} is a binary file, or damaged: line {at} holds a zero byte. "
-                    "Expected text: csv, tsv, json or jsonl."
+                    "Expected text: csv, tsv, json or jsonl (if it is UTF-16 without a mark, give its encoding)."
                 )
             if not chunk:
                 return None
@@ -253,8 +253,12 @@ def _check_delimiter(path: Path, text: str, whole: bool, quoting: bool, delimite
 
 def _find_header(rows: list[list[str]]) -> tuple[bool, str]:
     first, rest = [cell.strip() for cell in rows[0]], rows[1:]
+    again = [
+        any(place < len(row) and row[place].strip() == cell for row in rest)
+        for place, cell in enumerate(first)
+    ]
     known = [cell for cell in first if cell.lower() in USUAL_NAMES]
-    if known:
+    if len(known) > 1 or (known and not again[first.index(known[0])]):
         return True, f"the first line holds the name {known[0]!r}"
     if len(first) == 1:
         return False, "the file has one column and its first line is no usual column name"
@@ -263,7 +267,7 @@ def _find_header(rows: list[list[str]]) -> tuple[bool, str]:
             return False, "a cell of the first line is empty"
         if _is_number(cell):
             return False, f"the first line holds the number {cell}"
-        if any(place < len(row) and row[place].strip() == cell for row in rest):
+        if again[place]:
             return False, f"{cell[:40]!r} of the first line stands in a later row as well"
     if len(set(first)) < len(first):
         return False, "the first line says the same twice"

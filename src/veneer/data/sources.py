@@ -68,8 +68,7 @@ def load_source(config: DataConfig, progress: Progress | None = None) -> Loaded:
     if config.variant is not None:
         raise ConfigError(
             f"variant is {config.variant!r}, but {config.source} has no variants; they belong to a named "
-            f"source. "
-            "For a local copy of the SMS Spam Collection give sms-spam:PATH as the source."
+            "source. For a local copy of the SMS Spam Collection give sms-spam:PATH as the source."
         )
     local = Path(config.source)
     if not local.exists() and _HUB_NAME.match(config.source) and not _has_known_suffix(local):
@@ -102,8 +101,7 @@ def _load_sms_spam(config: DataConfig, path: str | None, progress: Progress | No
     text, label = table.columns[1], table.columns[0]
     warnings = (
         "sms-spam: two messages of the file stand inside of another one's quotes and are read as part of "
-        "it, as "
-        "pandas reads the file (5,572 rows); with the quotes as ordinary characters it has 5,574.",
+        "it, as pandas reads the file (5,572 rows); with the quotes as ordinary characters it has 5,574.",
     )
     if variant == "full":
         choice = Choice("variant", "full", "the default of sms-spam; variant=balanced has 747 of each label")
@@ -128,7 +126,7 @@ def _local_sms(path: Path) -> Path:
         raise SourceError(
             f"sms-spam: {file} is not the published {SMS_SPAM.member} (its SHA-256 differs from "
             f"{SMS_SPAM.sha256[:16]}...). To use it as a table of its own give the path alone, without "
-            f"sms-spam:"
+            "sms-spam: before it."
         )
     return file
 
@@ -170,10 +168,8 @@ def _load_sst2(config: DataConfig, path: str | None, progress: Progress | None) 
         )
     warning = (
         "sst2: many training rows are phrases cut from the same sentences, so that a validation part split "
-        "from "
-        "them is mostly known (of the short texts of a random 20 % part, 93 % stand in training phrases); "
-        "its "
-        "accuracy is too high. The test on GLUE's 872 sentences is not affected."
+        "from them is mostly known (of the short texts of a random 20 % part, 93 % stand in training phrases); "
+        "its accuracy is too high. The test on GLUE's 872 sentences is not affected."
     )
     choice = Choice("test", "GLUE's validation set (872)", "the labels of GLUE's own test set are not public")
     return Loaded(train, test=dev, label_column="label", choices=(choice,), warnings=(warning,))
