@@ -153,8 +153,8 @@ def test_bf16_input_with_fp32_factors() -> None:
     exact = [t.detach().float().requires_grad_(True) for t in (x, weight, bias, A, B)]
     wanted = plain(*exact)
     wanted.square().sum().backward()
-    # bf16 has 8 bits: a relative error of 2^-8 for each of a few roundings, against the size of the whole
-    tensor. for ours, theirs in ((y.float(), wanted), (A.grad, exact[3].grad), (B.grad, exact[4].grad)):
+    # bf16 has 8 bits: a relative error of 2^-8 for each of a few roundings, against the size of the whole tensor.
+    for ours, theirs in ((y.float(), wanted), (A.grad, exact[3].grad), (B.grad, exact[4].grad)):
         assert (ours - theirs).norm() / theirs.norm() < 0.02
 
 

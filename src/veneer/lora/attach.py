@@ -188,8 +188,7 @@ def active_adapters(model: nn.Module) -> tuple[str, ...]:
 
 
 def adapter_parameters(model: nn.Module, name: str = "default") -> list[tuple[str, nn.Parameter]]:
-    """The trained parameters of one adapter with full names: A and B, biases, whole modules; in a fixed
-    order."""
+    """The trained parameters of one adapter with full names, in a fixed order."""
     return list(require_adapter(model, name).parameters())
 
 

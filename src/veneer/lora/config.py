@@ -26,8 +26,7 @@ Slice = Literal["q", "k", "v"]
 
 
 def _tuple_of(value: object) -> object:
-    """Lists (from JSON or YAML) and sets (from PEFT) become tuples; sets are sorted, for they have no
-    order."""
+    """Lists (JSON, YAML) and sets (PEFT) become tuples; sets are sorted, for they have no order."""
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, set | frozenset):
@@ -57,18 +56,15 @@ class LoraConfig(BaseModel):
     lora_alpha: int | float = 8
     """Numerator of the scaling, above 0."""
     lora_dropout: float = Field(default=0.0)
-    """Probability that an input of A is zeroed in training, in [0, 1). Embeddings have no dropout, as in
-    PEFT."""
+    """Probability that an input of A is zeroed in training, in [0, 1). Not on embeddings, as in PEFT."""
     target_modules: str | _Names | None = None
-    """A list of full names or `.`-bounded suffixes; or one regular expression for the full name; or
-    "all-linear"."""
+    """A list of full names or `.`-bounded suffixes; one regular expression for full names; or "all-linear"."""
     exclude_modules: str | _Names | None = None
     """Names, suffixes or a regular expression of modules that are not adapted although they match."""
     layers_to_transform: _Layers | None = None
     """Numbers of the blocks that are adapted. Only with a list of `target_modules`."""
     layers_pattern: str | _Names | None = None
-    """Name of the list of blocks that `layers_to_transform` counts, where a model has several (`layer`,
-    `h`)."""
+    """Name of the list of blocks (`layer`, `h`) that `layers_to_transform` counts, where there are several."""
     rank_pattern: Annotated[dict[str, int], BeforeValidator(lambda value: value or {})] = Field(
         default_factory=dict
     )
@@ -146,8 +142,7 @@ def _unknown_field(key: str, fields: Mapping[str, Any]) -> str:
 
 
 def _wrong_types(error: ValidationError) -> str:
-    """One line for each field that pydantic refused (a union gives an entry for each member: name it
-    once)."""
+    """One line for each field that pydantic refused; it gives an entry for each member of a union."""
     lines: dict[str, str] = {}
     for entry in error.errors():
         field = str(entry["loc"][0])

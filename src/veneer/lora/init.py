@@ -42,8 +42,7 @@ def init_linear(init: bool | str, r: int, n: int, m: int, *, seed: int, name: st
 def init_embedding(
     init: bool | str, r: int, rows: int, width: int, *, seed: int, name: str
 ) -> tuple[Tensor, Tensor]:
-    """A (r, rows) and B (width, r) in fp32 for an embedding: A zero, B normal (loralib's choice, kept by
-    PEFT).
+    """A (r, rows) and B (width, r) in fp32 for an embedding: A zero, B normal, as in loralib and PEFT.
 
     False: both normal. PiSSA and Gaussian are the same as True here, as in PEFT.
     """

@@ -174,8 +174,7 @@ def wrap(module: nn.Module, layout: Layout) -> AdaptedLayer:
 
 
 def _runs_as_written(base: nn.Module) -> bool:
-    """Whether calling `base` does nothing but its class's `forward`: no hooks, no forward put on the
-    object."""
+    """Whether calling `base` does nothing but its class's `forward`: no hooks, no forward of its own."""
     return not (
         base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in vars(base)
     )

@@ -90,8 +90,7 @@ class SlicedLowRank(nn.Module):
         return self.lora_A.flatten(0, 1), B.reshape(self.slice_count * width, k * r)
 
     def is_block_diagonal(self, lora_B: Tensor) -> bool:
-        """Whether a B (m, k r) is zero outside the blocks of the chosen slices, so that it can be taken
-        over."""
+        """Whether a B (m, k r) is zero outside the blocks of the chosen slices."""
         blocks = self._blocks(lora_B).clone()
         blocks[list(self.slices), :, list(range(len(self.slices)))] = 0.0
         return not bool(blocks.any())

@@ -35,8 +35,9 @@ def under(name: str, roots: Iterable[str]) -> bool:
 
 
 def block_number(name: str, layers_pattern: Sequence[str] = ()) -> int | None:
-    """The number of the block that a module is in: the first number after any name, or after one of the
-    given.
+    """The number of the block that a module is in: the first number after a name (of the given ones).
+
+    PEFT finds no number in `blocks.0.dense`, where the list of blocks is not inside another module; here it is 0.
 
     >>> block_number("bert.encoder.layer.3.mlp.experts.7.dense"), block_number("classifier.dense")
     (3, None)
@@ -44,7 +45,9 @@ def block_number(name: str, layers_pattern: Sequence[str] = ()) -> int | None:
     5
     """
     if not layers_pattern:
-        found = re.match(r".*?\.[^.]*\.(?P<number>\d+)\.", name)
+        found = re.match(r".*?\.[^.]*\.(?P<number>\d+)\.", name) or re.match(
+            r"[^.]*\.(?P<number>\d+)\.", name
+        )
         return int(found["number"]) if found else None
     for pattern in layers_pattern:
         if found := re.match(rf"(?:^|.*?\.){pattern}\.(?P<number>\d+)\.", name):
@@ -53,8 +56,7 @@ def block_number(name: str, layers_pattern: Sequence[str] = ()) -> int | None:
 
 
 def pattern_for(patterns: Mapping[str, T], name: str) -> str | None:
-    """The first key of `rank_pattern` / `alpha_pattern` that matches the end of `name` as an expression, or
-    None.
+    """The first key of `rank_pattern` / `alpha_pattern` whose expression matches the end of `name`, or None.
 
     >>> pattern_for({"attn.c_attn": 4, "c_proj": 2}, "h.0.mlp.c_proj")
     'c_proj'
@@ -66,8 +68,7 @@ def pattern_for(patterns: Mapping[str, T], name: str) -> str | None:
 
 
 def nearest_names(pattern: str, names: Iterable[str]) -> str:
-    """A phrase with the suffixes most like `pattern` among `names`, each as long as the pattern; or some of
-    them.
+    """A phrase with the suffixes of `names` that are most like `pattern`, or some of them.
 
     >>> nearest_names("c_atn", ["h.0.attn.c_attn", "h.0.attn.c_proj"])
     "Did you mean 'c_attn'?"

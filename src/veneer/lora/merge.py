@@ -24,8 +24,7 @@ __all__ = ["merge", "merge_and_unload", "merged_adapters", "unmerge"]
 
 
 def merge(model: nn.Module, name: str | Sequence[str] | None = None, *, untie: bool = False) -> None:
-    """Put adapters into the base's weights, in place; outputs stay the same up to the rounding of the
-    weights.
+    """Put adapters into the base's weights, in place; outputs change by the weights' rounding only.
 
     Args:
         model: a model with adapters.
@@ -133,8 +132,7 @@ def _merged_weight(layer_name: str, layer: AdaptedLayer, names: Sequence[str]) -
 
 
 def _check_untied(model: nn.Module, layers: dict[str, AdaptedLayer]) -> None:
-    """Refuse weights that a module outside has too: saving the model would tie the two again, and lose
-    one."""
+    """Refuse weights that another module has too: storing the model would tie the two again."""
     owners: dict[int, list[str]] = {}
     for name, module in base_modules(model).items():
         for parameter in module._parameters.values():

@@ -171,8 +171,7 @@ def lora_config_from_peft(given: Mapping[str, Any]) -> LoraConfig:
 
 
 def _unsupported(given: Mapping[str, Any]) -> list[str]:
-    """Keys with a value that changes the computation; null, false and empty mean that an option is not
-    used."""
+    """Keys that change the computation; null, false and empty mean that an option is not used."""
     faults = []
     if given.get("peft_type") != "LORA":
         faults.append(f"peft_type={given.get('peft_type')!r}: only 'LORA' is computed")
@@ -222,8 +221,7 @@ def _check_task_type(task_type: str | None, record: AdapterRecord, model: nn.Mod
 
 
 def _selection(record: AdapterRecord, model: nn.Module) -> list[str] | str:
-    """The shortest list of suffixes that selects exactly the adapted modules; an expression where no list
-    does."""
+    """The shortest list of suffixes that selects exactly the adapted modules, or an expression."""
     others = [name for name in base_modules(model) if name and name not in record.layers]
     suffixes = shortest_suffixes(record.layers, others)
     if not any(selects(suffix, other) for suffix in suffixes for other in others):

@@ -1,5 +1,4 @@
-"""Whole modules and biases that train with an adapter: trainable copies that stand in the model while it is
-active.
+"""Whole modules and biases that train with an adapter: copies that stand in the model while it is active.
 
 The original object is never changed. While the adapter is active its place in the parent holds the copy; when
 another adapter is switched to, or this one detached, the original is put back. A model that reads
@@ -53,13 +52,12 @@ class SavedModule:
 
     def make_plain_(self) -> None:
         """Turn the copy, which stands in the model, into an ordinary module of the base's dtype."""
-        for key, hook in list(self.copy._forward_hooks.items()):
-            if isinstance(hook, _OutputsBack):
-                del self.copy._forward_hooks[key]
-                self.copy.to(hook.dtype)
-        for key, pre_hook in list(self.copy._forward_pre_hooks.items()):
-            if pre_hook is _inputs_to_float:
-                del self.copy._forward_pre_hooks[key]
+        for hooks in (self.copy._forward_pre_hooks, self.copy._forward_hooks):
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(owner, _InFloat):
+                    del hooks[key]
+                    self.copy.to(owner.half)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The trained parameters with their full names."""
@@ -97,8 +95,9 @@ def copy_module(module: nn.Module) -> nn.Module:
     halves = {tensor.dtype for tensor in trained.parameters()} & set(_HALF)
     if halves:
         trained.float()
-        trained.register_forward_pre_hook(_inputs_to_float, with_kwargs=True)
-        trained.register_forward_hook(_OutputsBack(halves.pop()), with_kwargs=True)
+        in_float = _InFloat(halves.pop())
+        trained.register_forward_pre_hook(in_float.before, with_kwargs=True)
+        trained.register_forward_hook(in_float.after, with_kwargs=True)
     return trained
 
 
@@ -114,21 +113,25 @@ def _to_device_of_(module: nn.Module, other: nn.Module) -> None:
         return
 
 
-def _inputs_to_float(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:  # noqa: ARG001  # a hook
-    return _map_tensors(args, Tensor.float), _map_tensors(kwargs, Tensor.float)
+class _InFloat:
+    """A pair of hooks: inputs become fp32, and outputs go back to the dtype that the inputs had.
 
+    Where all inputs are integers (an embedding), outputs go to `half`, the dtype of the base.
+    """
 
-@dataclass(frozen=True)
-class _OutputsBack:
-    """A hook: fp32 outputs go back to the dtype of the inputs, or of the base where the inputs are
-    integers."""
+    def __init__(self, half: torch.dtype) -> None:
+        self.half = half
+        self.waiting: list[torch.dtype] = []
 
-    dtype: torch.dtype
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ARG002
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:  # noqa: ARG002
+        """The forward pre-hook."""
         given = [value.dtype for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        floats = [dtype for dtype in given if dtype.is_floating_point]
-        dtype = floats[0] if floats else self.dtype
+        self.waiting.append(next((dtype for dtype in given if dtype.is_floating_point), self.half))
+        return _map_tensors(args, Tensor.float), _map_tensors(kwargs, Tensor.float)
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: ARG002
+        """The forward hook."""
+        dtype = self.waiting.pop()
         return _map_tensors(output, lambda tensor: tensor.to(dtype))
 
 

@@ -1,5 +1,4 @@
-"""Which modules of a model a configuration means, and an error for every pattern that means nothing or only
-half.
+"""Which modules a configuration means, and an error for every pattern that means nothing or only half.
 
 The rules of selection are PEFT's, the strictness is ours: PEFT goes on when one of two names matches
 nothing, or when a name exists in some blocks and not in others. This file must not change the model.
@@ -60,8 +59,7 @@ def resolve_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Full name -> module of the base model, in order, as if nothing were attached; shared modules by each
-    name."""
+    """Full name -> module of the base model, as if nothing were attached; shared modules by each name."""
     found: dict[str, nn.Module] = {}
 
     def visit(name: str, module: nn.Module) -> None:
