@@ -27,8 +27,14 @@ def table(tmp_path: Path, **columns: object) -> Table:
     ("columns", "expected", "reason"),
     [
         ({"label": LABELS, "text": TEXTS}, ("text", "label"), "its name"),
-        ({"first": TEXTS, "second": LABELS}, ("first", "second"), "the only column"),
+        ({"first": TEXTS, "second": LABELS}, ("first", "second"), "the only column of several words"),
         ({"Message": TEXTS, "Category": LABELS, "id": range(N)}, ("Message", "Category"), "its name"),
+        (
+            {"Tweet text": TEXTS, "air_sentiment": LABELS, "u": LABELS},
+            ("Tweet text", "air_sentiment"),
+            "a word of its",
+        ),
+        ({"said": TEXTS, "kind": LABELS, "day": ["2020"] * N}, ("said", "kind"), "the only column"),
         ({"text": TEXTS, "label": LABELS, "source": LABELS}, ("text", "label"), "its name"),
         ({"text": TEXTS, "body": TEXTS[::-1], "label": LABELS}, ("text", "label"), "also possible: 'body'"),
         (

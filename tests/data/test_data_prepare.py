@@ -99,7 +99,12 @@ def test_a_label_seen_once_trains_with_a_warning(tmp_path: Path) -> None:
     [
         (TEXTS, ["a"] * 100, {}, r"only one label, 'a'"),
         (TEXTS, [f"{i / 7:.3f}" for i in range(100)], {}, r"looks like regression, which is not available"),
-        (TEXTS[:4], ["a", "b", "a", "b"], {}, r"4 usable rows are too few to split off a validation part"),
+        (
+            TEXTS[:4],
+            ["a", "b", "a", "b"],
+            {},
+            r"4 usable rows \(4 different texts\) are too few to split off a validation part",
+        ),
         (TEXTS, LABELS, {"label_column": "lable"}, r"no column 'lable'"),
         (
             [*[""] * 99, "x y z"],

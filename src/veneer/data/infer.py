@@ -5,8 +5,9 @@ It looks at names and at a sample of the cells. Where two columns are as likely 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,51 +96,70 @@ def _number(cell: str) -> float | None:
 def find_text_column(
     table: Table, given: str | None, taken: Sequence[str | None] = ()
 ) -> tuple[str, Choice | None]:
-    """The column to read; `taken` are columns with another use. Raises `DataError` where it is not clear."""
-    return _find(table, given, "text", TEXT_NAMES, lambda facts: facts.may_be_text, taken)
+    """The column to read; `taken` are columns with another use. Raises `DataError` where it is unclear."""
+    if given is not None:
+        return _checked(table, given, "text"), None
+    facts = _facts(table, taken)
+    likely = [one for one in facts if one.may_be_text]
+    several_words = [one for one in likely if one.mean_words >= 2]
+    found = _by_name(likely, TEXT_NAMES)
+    if found is None:
+        found = _single(several_words, "the only column of several words")
+    return _decided(table, "text", facts, likely, found)
 
 
 def find_label_column(
     table: Table, given: str | None, taken: Sequence[str | None] = ()
 ) -> tuple[str, Choice | None]:
-    """The column to predict; `taken` are columns with another use. Raises `DataError` where it is not
-    clear.
-    """
-    return _find(table, given, "label", LABEL_NAMES, lambda facts: facts.may_be_label, taken)
-
-
-def _find(
-    table: Table,
-    given: str | None,
-    role: str,
-    names: Sequence[str],
-    plausible: Callable[[ColumnFacts], bool],
-    taken: Sequence[str | None],
-) -> tuple[str, Choice | None]:
+    """The column to predict; `taken` are columns with another use. Raises `DataError` where it is unclear."""
     if given is not None:
-        if given not in table.columns:
-            mend = nearest(given, table.columns) or f"Columns: {', '.join(table.columns)}."
-            raise DataError(f"{table.path} has no column {given!r} ({role} column). {mend}")
-        return given, None
-    facts = [column_facts(table, column) for column in table.columns if column not in taken]
-    likely = [one for one in facts if plausible(one)]
-    named = [one for one in likely if one.name.strip().lower() in names]
-    what = f"{role} column"
-    first = [one for one in named if one.name.strip().lower() == names[0]]
-    by_name = named if len(named) == 1 else first
-    if len(by_name) == 1:
-        others = ", ".join(repr(one.name) for one in likely if one is not by_name[0])
-        also = f"; also possible: {others}" if others else ""
-        return by_name[0].name, Choice(what, by_name[0].name, f"its name, and {_why(by_name[0], role)}{also}")
-    if not named and len(likely) == 1:
-        why = "the only column that could be" if len(facts) > 1 else "the only column left"
-        return likely[0].name, Choice(what, likely[0].name, f"{why}: {_why(likely[0], role)}")
-    wordy = [one for one in named or likely if one.mean_words >= 2]
-    if role == "text" and not named and len(wordy) == 1:
-        return wordy[0].name, Choice(
-            what, wordy[0].name, f"the only column of several words: {_why(wordy[0], role)}"
-        )
-    raise DataError(_unclear(table, role, facts, named or likely))
+        return _checked(table, given, "label"), None
+    facts = _facts(table, taken)
+    named = _by_name([one for one in facts if one.may_be_label], LABEL_NAMES)
+    likely = [one for one in facts if one.may_be_label and one.distinct > 1]  # a constant can't be learnt
+    return _decided(table, "label", facts, likely, named)
+
+
+def _checked(table: Table, given: str, role: str) -> str:
+    if given not in table.columns:
+        mend = nearest(given, table.columns) or f"Columns: {', '.join(table.columns)}."
+        raise DataError(f"{table.path} has no column {given!r} ({role} column). {mend}")
+    return given
+
+
+def _facts(table: Table, taken: Sequence[str | None]) -> list[ColumnFacts]:
+    return [column_facts(table, column) for column in table.columns if column not in taken]
+
+
+Found = tuple[ColumnFacts, str]
+"""A column and the reason for it."""
+
+
+def _single(candidates: Sequence[ColumnFacts], reason: str) -> Found | None:
+    return (candidates[0], reason) if len(candidates) == 1 else None
+
+
+def _by_name(candidates: Sequence[ColumnFacts], names: Sequence[str]) -> Found | None:
+    """The one whose name is the usual one, else a usual one, else has a usual one as a word of it."""
+    whole = [one for one in candidates if one.name.strip().lower() in names]
+    usual = [one for one in whole if one.name.strip().lower() == names[0]]
+    if usual or whole:
+        return _single(usual or whole, "its name")
+    within = [one for one in candidates if not set(re.findall(r"[a-z]+", one.name.lower())).isdisjoint(names)]
+    return _single(within, "a word of its name")
+
+
+def _decided(
+    table: Table, role: str, facts: Sequence[ColumnFacts], likely: Sequence[ColumnFacts], found: Found | None
+) -> tuple[str, Choice]:
+    """The column that was found, or the only likely one, as a choice; else an error that names the flag."""
+    found = found or _single(likely, "the only column that could be")
+    if found is None:
+        raise DataError(_unclear(table, role, facts, likely))
+    column, reason = found
+    others = ", ".join(repr(one.name) for one in likely if one is not column)
+    also = f"; also possible: {others}" if others else ""
+    return column.name, Choice(f"{role} column", column.name, f"{reason}, and {_why(column, role)}{also}")
 
 
 def _why(facts: ColumnFacts, role: str) -> str:

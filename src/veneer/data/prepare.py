@@ -83,6 +83,7 @@ class Prepared:
             "text_column": self.columns.text,
             "label_column": self.columns.label,
             "multi_label": self.multi_label,
+            "label_separator": self.form.separator,
             "labels": self.label_set.to_dict(),
             "sizes": {split.name: len(split) for split in self.splits},
             "label_counts": {split.name: self.label_counts(split) for split in self.splits},
@@ -217,7 +218,7 @@ def _divide(
         "test_fraction": 0.0 if "test" in others else config.test_fraction,
     }
     parts = split_rows(groups, strata, seed=config.seed, **fractions)
-    _check_sizes(main, parts, fractions)
+    _check_sizes(main, len(groups.sizes), parts, fractions)
     notes.choices.append(_split_choice(config, parts, others, fractions))
     return Parts(rows[parts.train], rows[parts.validation], rows[parts.test])
 
@@ -236,12 +237,13 @@ def _split_choice(
     return Choice("split", ", ".join(sizes), f"stratified by label, seed {config.seed}")
 
 
-def _check_sizes(main: LabelledRows, parts: Parts, fractions: Mapping[str, float]) -> None:
+def _check_sizes(main: LabelledRows, n_texts: int, parts: Parts, fractions: Mapping[str, float]) -> None:
     for name, part in (("validation", parts.validation), ("test", parts.test)):
         if fractions[f"{name}_fraction"] > 0 and not len(part):
+            have = f"{counted(int(main.keep.sum()), 'usable row')} ({counted(n_texts, 'different text')})"
             raise DataError(
-                f"{main.table.path}: {counted(int(main.keep.sum()), 'usable row')} are too few to split off a "
-                f"{name} part. Use more rows, give a {name} file (--{name}), or set {name}_fraction=0."
+                f"{main.table.path}: {have} are too few to split off a {name} part. "
+                f"Use more rows, give a {name} file (--{name}), or set {name}_fraction=0."
             )
 
 

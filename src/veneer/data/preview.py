@@ -1,5 +1,4 @@
-"""What a model will read, before it reads it: label counts, lengths, cuts, repeats, and examples token by
-token.
+"""What a model will read, before it reads it: label counts, lengths, cuts, repeats, and examples token by token.
 
 Plain data; showing it is the command line's and the report's. The tokenizer comes in as two functions.
 """
