@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from veneer.engine import pack
+from veneer.engine.attention import AttentionPattern, packed_attention
 from veneer.errors import BaseError, ConfigError
 from veneer.models.gpt import GPT, SIZES, GPTConfig, causal_attention
 from veneer.models.gpt_weights import gpt_from_state
@@ -217,6 +219,29 @@ def test_texts_in_one_row_are_the_texts_apart(ours: GPT) -> None:
         packed = ours(torch.cat(texts, dim=1), positions, attend=inside)
         apart = torch.cat([ours(text) for text in texts], dim=1)
     torch.testing.assert_close(packed, apart, atol=CLOSE, rtol=0)
+
+
+def test_the_packed_engine_s_attention_fits_the_seam(ours: GPT) -> None:
+    """Values and gradients of texts packed by the engine, against each text alone."""
+    texts = [tokens(n, seed=n) for n in (9, 3, 14, 9)]
+    batch = pack([text.tolist() for text in texts])
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
+        pattern = AttentionPattern(after=0 if causal else None)
+        out = packed_attention(q[0], k[0], v[0], batch.layout, pattern, scaling=q.shape[-1] ** -0.5)
+        return out.transpose(0, 1).unsqueeze(0)  # (T, H, D) -> (1, H, T, D)
+
+    def gradient(logits: Tensor) -> Tensor:
+        ours.zero_grad()
+        logits.square().mean().backward()
+        grad = ours.trf_blocks[0].att.W_query.weight.grad
+        assert grad is not None
+        return grad.clone()
+
+    row = ours(batch.input_ids[None], batch.position_ids[None], attend=packed)
+    apart = torch.cat([ours(text[None]) for text in sorted(texts, key=len)], dim=1)
+    torch.testing.assert_close(row, apart, atol=CLOSE, rtol=0)
+    torch.testing.assert_close(gradient(row), gradient(apart), atol=CLOSE, rtol=1e-3)  # fp32 sums
 
 
 def test_the_head_is_the_token_embedding_until_it_is_replaced() -> None:
