@@ -15,7 +15,7 @@ from pathlib import Path
 
 from veneer.errors import VeneerError
 
-__all__ = ["replacing_folder", "write_bytes", "write_text"]
+__all__ = ["replacing_file", "replacing_folder", "write_bytes", "write_text"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -43,6 +43,27 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A new, empty file to write to, piece by piece, which becomes `path` when the block ends without an error.
+
+    Raises:
+        VeneerError: the disk is full or the place can't be written; an older file of that name is untouched.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,9 +18,9 @@ __all__ = ["DataConfig"]
 class DataConfig(StrictModel):
     """Where the texts are, which columns to read, and how to split them. None means: infer, and say so.
 
-    source               a file (csv, tsv, json, jsonl, parquet), a named data set ("sms-spam", "sst2", each
-                         also as "NAME:PATH" with a local copy), or a data set of the
-                         Hugging Face hub ("owner/name")
+    source               a file (csv, tsv, json, jsonl, parquet), a named data set ("example"; "sms-spam" and "sst2",
+                         each also as "NAME:PATH" with a local copy), or a data set of the Hugging Face
+                         hub ("owner/name")
     validation, test     files of the user's own; where one is missing it is split from `source`
     text_column          the column to read
     text_pair_column     a second text, for tasks on pairs

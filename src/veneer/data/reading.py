@@ -24,6 +24,7 @@ class TextStream(Iterator[tuple[dict[str, Any], str]]):
     missing).
 
     columns       the names of the columns, in the file's order
+    kinds         column -> what its cells are (see `Stream`)
     text_column   which of them is read
     choices       what was inferred
     """
@@ -34,7 +35,7 @@ class TextStream(Iterator[tuple[dict[str, Any], str]]):
         first = next((batch for batch in stream.batches if batch.num_rows), None)
         if first is None:
             raise DataError(f"{stream.path} holds no rows; a text in each row was expected.")
-        self.columns = stream.columns
+        self.columns, self.kinds = stream.columns, stream.kinds
         choices = list(stream.choices)
         if text_column is None and len(stream.columns) == 1:
             self.text_column = stream.columns[0]

@@ -1,6 +1,7 @@
 """Where the rows come from: a file, a named data set, or the hub; each gives tables, and maybe a fixed split.
 
     messages.csv         a file
+    example              878 support messages in six classes that come with Veneer
     sms-spam             a named data set: downloaded, checked by its hash, cached
     sms-spam:PATH        the same from a local copy (the file, or the folder that holds it)
     sst2, sst2:FOLDER    GLUE's SST-2: from the hub, or from a folder with train.tsv and dev.tsv
@@ -14,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +188,16 @@ def _sst2_from_hub() -> Loaded:
         ) from None
 
 
+def _load_example(config: DataConfig, path: str | None, progress: Progress | None) -> Loaded:  # noqa: ARG001
+    if path is not None:
+        raise SourceError(f"example takes no path, {path!r} was given; for a file of yours give its path alone.")
+    _variant(config, ("full",))
+    with as_file(files("veneer").joinpath("examples_data", "support_messages.csv")) as file:
+        return Loaded(read_table(file), text_column="message", label_column="category")
+
+
 NAMED_SOURCES: dict[str, Callable[[DataConfig, str | None, Progress | None], Loaded]] = {
+    "example": _load_example,
     "sms-spam": _load_sms_spam,
     "sst2": _load_sst2,
 }

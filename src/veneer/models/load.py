@@ -24,7 +24,16 @@ from veneer.models.hashing import content_hash
 from veneer.models.heads import Pooling, head_modules, native_pooling
 from veneer.models.locate import DEFAULT_BASE, Location, locate
 
-__all__ = ["Base", "cast_frozen_", "load_base", "load_tokenizer"]
+__all__ = [
+    "Base",
+    "cast_frozen_",
+    "first_line",
+    "load_base",
+    "load_tokenizer",
+    "max_length_of",
+    "quiet",
+    "trained_pooling",
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def load_base(
         model.config.pad_token_id is None
     ):  # decoders: transformers' own classes need one to find the last token
         model.config.pad_token_id = _padding_id(tokenizer)
-    pooling = _trained_pooling(location.folder) or native_pooling(model)
+    pooling = trained_pooling(location.folder) or native_pooling(model)
     return Base(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -114,7 +123,7 @@ def load_base(
         folder=location.folder,
         content_hash=content_hash(location.folder),
         tokenizer_hash=tokenizer_hash(tokenizer),
-        max_length=_max_length(model, tokenizer, location.folder),
+        max_length=max_length_of(model, tokenizer, location.folder),
         pooling=pooling,
         head=head_modules(model, pooling, new),
         new_parameters=new,
@@ -130,10 +139,10 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BaseError(f"{folder} has no tokenizer that can be read ({_first_line(error)}).") from error
+        raise BaseError(f"{folder} has no tokenizer that can be read ({first_line(error)}).") from error
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -166,7 +175,7 @@ def _from_pretrained(
 ) -> tuple[Any, frozenset[str]]:
     """The model in fp32 and the names of the parameters that its checkpoint did not have."""
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, info = auto.from_pretrained(
                 location.folder,
@@ -177,7 +186,7 @@ def _from_pretrained(
                 **options,
             )
     except (OSError, ValueError, KeyError) as error:
-        raise BaseError(f"{location.name} can't be loaded: {_first_line(error)}") from error
+        raise BaseError(f"{location.name} can't be loaded: {first_line(error)}") from error
     new = frozenset(info["missing_keys"]) | frozenset(key for key, *_ in info["mismatched_keys"])
     prefix = model.base_model_prefix + "."
     body = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
@@ -196,7 +205,7 @@ def _padding_id(tokenizer: Any) -> int:
     return 0
 
 
-def _trained_pooling(folder: Path) -> Pooling | None:
+def trained_pooling(folder: Path) -> Pooling | None:
     """The pooling that sentence-transformers wrote beside the model, or None."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
@@ -213,7 +222,8 @@ def _trained_pooling(folder: Path) -> Pooling | None:
     return None
 
 
-def _max_length(model: Any, tokenizer: Any, folder: Path) -> int:
+def max_length_of(model: Any, tokenizer: Any, folder: Path) -> int:
+    """Tokens that a text can have at most: what positions, tokenizer and sentence-transformers' file allow."""
     limits = []
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions:
@@ -232,12 +242,13 @@ def _max_length(model: Any, tokenizer: Any, folder: Path) -> int:
     return min(limits) if limits else 1024
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, cut short."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own messages and bars: what matters in them is checked here and said in our words."""
     from transformers.utils import logging
 

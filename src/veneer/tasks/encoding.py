@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from veneer.data.preview import ShownToken, ShowTokens
 from veneer.data.tokens import TokenStore, tokenize
 
-__all__ = ["encode_texts", "special_ends", "token_store"]
+__all__ = ["encode_texts", "special_ends", "token_shower", "token_store"]
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
@@ -49,6 +50,37 @@ def special_ends(tokenizer: Any) -> tuple[int, int]:
     if not inside:
         return 0, 0
     return inside[0], len(marks) - 1 - inside[-1]
+
+
+def token_shower(tokenizer: Any, max_length: int) -> ShowTokens:
+    """A function from a text to its tokens as a person sees them, those beyond `max_length` marked as not read.
+
+    A token shows the text that it stands for, with the blanks before it; one that stands for a part of a character
+    shows the tokenizer's own name for it.
+    """
+    _, suffix = special_ends(tokenizer)
+
+    def show(text: str) -> list[ShownToken]:
+        spans = bool(getattr(tokenizer, "is_fast", False))
+        found = tokenizer(
+            text,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=spans,
+            truncation=False,
+            verbose=False,
+        )
+        names = tokenizer.convert_ids_to_tokens(found["input_ids"])
+        ends = found["offset_mapping"] if spans else [(0, 0)] * len(names)
+        n, done, shown = len(names), 0, []
+        for place, (name, special) in enumerate(zip(names, found["special_tokens_mask"], strict=True)):
+            read = n <= max_length or place < max_length - suffix or place >= n - suffix
+            end = ends[place][1]
+            piece = name if special or end <= done else text[done:end]
+            done = done if special else max(done, end)
+            shown.append(ShownToken(piece, special=bool(special), read=read))
+        return shown
+
+    return show
 
 
 def _filler(tokenizer: Any) -> int:

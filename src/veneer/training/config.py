@@ -20,7 +20,7 @@ from veneer.lora.config import LoraConfig
 from veneer.models.locate import DEFAULT_BASE
 from veneer.strict import StrictModel
 
-__all__ = ["LORA_DEFAULTS", "TrainConfig"]
+__all__ = ["LORA_DEFAULTS", "TrainConfig", "merged", "resolved_lora"]
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "target_modules": "all-linear"}
 """Where Veneer's training differs from `LoraConfig`'s own defaults; `lora_alpha` defaults to 2 r."""
@@ -91,9 +91,7 @@ class TrainConfig(StrictModel):
     @pydantic.field_validator("lora")
     @classmethod
     def _resolved_lora(cls, given: dict[str, Any]) -> dict[str, Any]:
-        named = LORA_DEFAULTS | {key: value for key, value in given.items() if value is not None}
-        named.setdefault("lora_alpha", 2 * named["r"] if isinstance(named["r"], int) else 16)
-        return {**LoraConfig.from_dict(named).to_dict()}
+        return resolved_lora(given).to_dict()
 
     def lora_config(self, **changes: Any) -> LoraConfig:
         """The adapter's configuration, with some fields filled in."""
@@ -123,6 +121,17 @@ class TrainConfig(StrictModel):
     def save(self, path: Path) -> None:
         """Write `to_yaml` to a file, whole or not at all."""
         write_text(path, self.to_yaml())
+
+
+def resolved_lora(given: Mapping[str, Any]) -> LoraConfig:
+    """Fields of `LoraConfig` with training's own defaults for those that are missing or None.
+
+    Raises:
+        ConfigError: an unknown field, or a value that it can't have.
+    """
+    named = LORA_DEFAULTS | {key: value for key, value in given.items() if value is not None}
+    named.setdefault("lora_alpha", 2 * named["r"] if isinstance(named["r"], int) else 16)
+    return LoraConfig.from_dict(named)
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,11 @@ from veneer.data.rows import Split
 from veneer.data.tokens import TokenStore
 from veneer.engine import choose_precision
 from veneer.errors import ConfigError
-from veneer.lora import LoraConfig
 from veneer.models import Base, load_base
-from veneer.models.heads import unread_modules
 from veneer.tasks.adapted import Adapted, adapt
 from veneer.tasks.classification import Classification, balanced_weights
 from veneer.tasks.encoding import token_store
+from veneer.tasks.fitting import fit_lora
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Examples
 from veneer.training.schedule import Plan, default_epochs
@@ -164,14 +163,11 @@ def _resolved(
         found = choose_precision("auto", torch.device(device))
         changes["precision"] = found.name
         choices.append(Choice("precision", found.name, found.reason))
-    lora: dict[str, object] = {}
-    if config.lora["modules_to_save"] is None:
-        lora["modules_to_save"] = list(base.head)
-    unread = unread_modules(base.model, base.pooling)
-    if config.lora["target_modules"] == "all-linear" and config.lora["exclude_modules"] is None and unread:
-        lora["exclude_modules"] = list(unread)
-        choices.append(Choice("not adapted", ", ".join(unread), f"{base.pooling} pooling does not read it"))
-    changes["lora"] = LoraConfig.from_dict(config.lora | lora).to_dict()
+    fitted = fit_lora(config.lora_config(), base.model, base.head, base.pooling)
+    if fitted.unread:
+        reason = f"{base.pooling} pooling does not read it"
+        choices.append(Choice("not adapted", ", ".join(fitted.unread), reason))
+    changes["lora"] = fitted.lora.to_dict()
     return config.replace(**changes)
 
 
