@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from reference.families import (
     FAMILIES,
     LENGTHS,
@@ -24,7 +25,6 @@ from reference.families import (
     texts_of,
 )
 from reference.peft_oracle import KINDS, compare_with_peft
-
 from veneer.engine import Runner, backbone_of, pack
 from veneer.engine.interface import NotPackableError
 
@@ -105,7 +105,12 @@ def test_lora_packed_has_the_loss_and_gradients_of_peft_padded(name: str) -> Non
 def ignore_positions(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone: Any = backbone_of(model)
     plain = backbone.forward
-    monkeypatch.setattr(backbone, "forward", lambda position_ids=None, **rest: plain(**rest))
+
+    def forward(**given: Any) -> Any:
+        given.pop("position_ids", None)
+        return plain(**given)
+
+    monkeypatch.setattr(backbone, "forward", forward)
 
 
 def mix_neighbours(model: Any, _: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import peft
 import torch
-from reference.families import Family, Result, differences, ours, padded_oracle, targets_of, texts_of
 
+from reference.families import Family, Result, differences, ours, padded_oracle, targets_of, texts_of
 from veneer.engine import Runner
 from veneer.lora import LoraConfig, attach, load_adapter_state_dict
 from veneer.models.heads import head_modules, native_pooling
