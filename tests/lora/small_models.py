@@ -63,13 +63,13 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 
 
 def _made(kind: type[nn.Module], config: object) -> nn.Module:
+    """A model whose every tensor is drawn, so that none is a neutral element and each text has its own answer."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
         model = kind(config)
-        for (
-            parameter
-        ) in model.parameters():  # biases and norms too are drawn, so that none is a neutral element
-            parameter.data.normal_(0.0, 0.3)
+        for name, parameter in model.named_parameters():
+            around = 1.0 if parameter.dim() == 1 and not name.endswith("bias") else 0.0
+            parameter.data.normal_(around, 0.3)
     return model.eval()
 
 

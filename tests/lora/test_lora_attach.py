@@ -278,7 +278,8 @@ def test_dropout_acts_in_training_only() -> None:
     calm = logits(model)
     assert_close(logits(model), calm, rtol=0, atol=0)
     model.train()
-    assert not torch.allclose(logits(model), logits(model), atol=1e-4)
+    torch.manual_seed(0)
+    assert not torch.allclose(logits(model), logits(model), atol=1e-2)
 
 
 def test_the_seed_decides_and_torchs_state_does_not() -> None:

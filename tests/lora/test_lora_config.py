@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
+import veneer.lora
 from veneer.errors import ConfigError
 from veneer.lora import LoraConfig
 
@@ -108,3 +109,10 @@ def test_json_and_back_is_the_same(config: LoraConfig) -> None:
 def test_scaling() -> None:
     assert LoraConfig(r=16, lora_alpha=8).scaling == 0.5
     assert LoraConfig(r=16, lora_alpha=8, use_rslora=True).scaling == 2.0
+
+
+def test_the_public_face() -> None:
+    """What `veneer.lora` names is there, and once."""
+    names = veneer.lora.__all__
+    assert len(set(names)) == len(names)
+    assert all(hasattr(veneer.lora, name) for name in names)
