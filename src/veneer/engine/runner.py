@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from veneer.engine import interface
+from veneer.engine.blocks import Program
+from veneer.engine.families import program_of
 from veneer.engine.packing import PackedBatch, pack
 
 __all__ = ["Runner", "backbone_of"]
@@ -37,11 +39,13 @@ class Runner:
         model: the model of transformers (its task class; the head is not run here).
         mode: "packed" or "padded".
         reason: why, in words for the user.
+        program: the engine's own form of the backbone, where it has one (packed only).
     """
 
     model: nn.Module
     mode: Mode
     reason: str
+    program: Program | None = None
 
     @classmethod
     def of(cls, model: nn.Module, *, mode: Literal["auto", "packed", "padded"] = "auto") -> Runner:
@@ -58,16 +62,26 @@ class Runner:
             interface.register()
             found = _difference(model)
         if found is None:
-            return cls(model, "packed", "checked against padded on two texts")
+            program = program_of(backbone_of(model))
+            if program is not None and _difference(model, program) is not None:
+                program = None
+            return cls(model, "packed", "checked against padded on two texts", program)
         if mode == "packed":
             raise interface.NotPackableError(f"this base can't run packed: {found}")
         return cls(model, "padded", found)
 
-    def hidden_states(self, batch: PackedBatch) -> Tensor:
-        """(T, C): the last hidden state of each token, in packed order."""
-        if self.mode == "packed":
-            return packed_hidden_states(self.model, batch)
-        return padded_hidden_states(self.model, batch)
+    def hidden_states(self, batch: PackedBatch, reads: Tensor | None = None) -> Tensor:
+        """(T, C): the last hidden state of each token, in packed order; (S, C) of the tokens in `reads` alone.
+
+        Args:
+            batch: T tokens.
+            reads: (S,) int64 places in the packed row; what else the last block would compute may be left out.
+        """
+        if self.program is not None and not _drops(self.model) and self.program.ready():
+            return self.program(batch, reads)
+        run = packed_hidden_states if self.mode == "packed" else padded_hidden_states
+        hidden = run(self.model, batch)
+        return hidden if reads is None else hidden.index_select(0, reads)
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
@@ -145,8 +159,13 @@ def _implementation(model: nn.Module, name: str) -> Iterator[None]:
             config._attn_implementation_internal = old
 
 
-def _difference(model: nn.Module) -> str | None:
-    """Two short texts computed packed and padded: None where they agree, else what is different."""
+def _drops(model: nn.Module) -> bool:
+    """Whether the frozen base's own dropout is on: then every module has to run as transformers wrote it."""
+    return model.training
+
+
+def _difference(model: nn.Module, program: Program | None = None) -> str | None:
+    """Two short texts computed packed (by the program, if given) and padded: None where they agree."""
     device = next(model.parameters()).device
     batch = probe_batch(model).to(device)
     training = model.training
@@ -154,7 +173,7 @@ def _difference(model: nn.Module) -> str | None:
     try:
         with torch.no_grad():
             padded = padded_hidden_states(model, batch)
-            packed = packed_hidden_states(model, batch)
+            packed = packed_hidden_states(model, batch) if program is None else program(batch)
     except interface.NotPackableError as error:
         return str(error)
     except (TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:

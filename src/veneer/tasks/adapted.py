@@ -89,7 +89,8 @@ class Adapted:
 
     def outputs(self, batch: PackedBatch) -> Tensor:
         """(B, K) outputs of the head, in packed order, float32, differentiable in the adapter."""
-        return self.task.outputs(self.model, self.runner.hidden_states(batch), batch.layout)
+        states = self.runner.hidden_states(batch, self.task.reads(batch.layout))
+        return self.task.outputs(self.model, states, batch.layout)
 
     def outputs_of(
         self, sequences: TokenSequences, *, progress: Progress | None = None
@@ -110,14 +111,15 @@ class Adapted:
         *,
         progress: Progress | None = None,
     ) -> NDArray[np.float32]:
-        """(M, ...) what `read` makes of the hidden states of some texts, a row a text, without gradients."""
+        """(M, ...) what `read` makes of the states that the task reads of some texts, a row a text, without gradients."""
         lengths = np.asarray(sequences.lengths, dtype=np.int64)[rows]
         found: NDArray[np.float32] | None = None
         done = 0
         with torch.inference_mode():
             for places in length_batches(lengths):
                 batch = pack([sequences[int(rows[place])] for place in places]).to(self.device)
-                part = read(self.runner.hidden_states(batch), batch.layout).float().cpu().numpy()
+                states = self.runner.hidden_states(batch, self.task.reads(batch.layout))
+                part = read(states, batch.layout).float().cpu().numpy()
                 if found is None:
                     found = np.empty((len(rows), *part.shape[1:]), np.float32)
                 found[places[list(batch.order)]] = part
@@ -162,8 +164,8 @@ def adapt(
     if isinstance(precision, str):
         precision = choose_precision(precision, device)
     model = base.model
-    runner = Runner.of(model, mode=mode)
     report = attach(model, lora, seed=seed, strict=strict)
+    runner = Runner.of(model, mode=mode)
     cast_frozen_(model, precision.dtype, keep=base.head)
     model.to(device)
     limit = base.max_length if max_length is None else min(max_length, base.max_length)

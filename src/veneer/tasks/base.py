@@ -49,12 +49,16 @@ class Task(Protocol):
         """The targets of a batch as the loss takes them."""
         ...
 
-    def outputs(self, model: nn.Module, hidden: Tensor, layout: Layout) -> Tensor:
+    def reads(self, layout: Layout) -> Tensor | None:
+        """(S,) int64: the places in the packed row whose hidden states the head reads; None: all T."""
+        ...
+
+    def outputs(self, model: nn.Module, states: Tensor, layout: Layout) -> Tensor:
         """(B, K) what the head says of each text, in packed order, float32.
 
         Args:
-            hidden: (T, C) the last hidden states.
-            layout: where each text lies; says which positions to read.
+            states: (S, C) the last hidden states at `reads`, or (T, C).
+            layout: where each text lies.
         """
         ...
 

@@ -55,9 +55,13 @@ class Classification:
         """(B,) int64 label numbers, or (B, K) float32 zeros and ones."""
         return torch.from_numpy(np.ascontiguousarray(targets, np.float32 if self.multi_label else np.int64))
 
-    def outputs(self, model: nn.Module, hidden: Tensor, layout: Layout) -> Tensor:
+    def reads(self, layout: Layout) -> Tensor | None:
+        """(B,) one token of each text; None for the mean, which reads them all."""
+        return {"first": layout.first, "last": layout.last, "mean": None}[self.pooling]
+
+    def outputs(self, model: nn.Module, states: Tensor, layout: Layout) -> Tensor:
         """(B, K) logits, float32."""
-        return head_logits(model, pool(hidden, layout, self.pooling), self.pooling)
+        return head_logits(model, pool(states, layout, self.pooling), self.pooling)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy over K labels, or the mean binary cross-entropy of each."""
@@ -131,17 +135,16 @@ class Classification:
         return cls(**fields)
 
 
-def pool(hidden: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
-    """(T, C) hidden states -> (B, C) one state per text, float32.
+def pool(states: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
+    """The states that `Classification.reads` picks -> (B, C) one state per text, float32.
 
-    "mean" is the mean over the text's tokens (special tokens included), as sentence-transformers has it.
+    "first" and "last" have picked them; "mean" takes the mean over the (T, C) states of each text's tokens (special
+    tokens included), as sentence-transformers has it.
     """
-    if pooling == "first":
-        return hidden.index_select(0, layout.first).float()
-    if pooling == "last":
-        return hidden.index_select(0, layout.last).float()
-    sums = torch.zeros(len(layout.lengths), hidden.shape[1], device=hidden.device)
-    sums = sums.index_add(0, layout.text_of_token, hidden.float())
+    if pooling != "mean":
+        return states.float()
+    sums = torch.zeros(len(layout.lengths), states.shape[1], device=states.device)
+    sums = sums.index_add(0, layout.text_of_token, states.float())
     return sums / layout.cu_seqlens.diff().unsqueeze(1)
 
 

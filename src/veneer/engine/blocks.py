@@ -1,0 +1,127 @@
+"""Transformer blocks in the engine's own form: few large products, one attention, nothing that is not read.
+
+A `Program` computes what a backbone of transformers computes on a packed row, from the backbone's own modules: GPT-2's
+blocks (norm first) and BERT's (norm last). Families without a form here run through transformers' own forward. The
+start-up check holds a program against the padded computation before it is used.
+
+This file knows the forms of blocks; which module of a family is what is said in `veneer.engine.families`.
+
+Shapes: T tokens, B texts, C hidden size, S read positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from veneer.engine.linears import LinearGroup
+from veneer.engine.packing import Layout, PackedBatch
+from veneer.engine.row_attention import attend_read, attend_rows
+
+__all__ = ["Block", "Program"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block.
+
+    Attributes:
+        qkv: query, key and value, C outputs each in this order.
+        out: the projection after attention.
+        up, down: the feed-forward layer.
+        norm_1, norm_2: of attention and feed-forward: before them (`norm_first`), or after the residual sum.
+        activation: between up and down.
+        heads, scaling: of the attention.
+        causal: a token sees what stands before it, not its whole text.
+        norm_first: GPT-2's order; else BERT's.
+    """
+
+    qkv: LinearGroup
+    out: LinearGroup
+    up: LinearGroup
+    down: LinearGroup
+    norm_1: nn.Module
+    norm_2: nn.Module
+    activation: Callable[[Tensor], Tensor]
+    heads: int
+    scaling: float
+    causal: bool
+    norm_first: bool
+
+    def ready(self) -> bool:
+        """Whether this call can run in this form."""
+        norms = not (self.norm_1._forward_hooks or self.norm_2._forward_hooks)
+        return norms and all(group.ready() for group in (self.qkv, self.out, self.up, self.down))
+
+    def __call__(self, x: Tensor, layout: Layout, reads: Tensor | None = None) -> Tensor:
+        """(T, C) -> (T, C), or (S, C) at the read positions: one of each text, in order, or any."""
+        h = self.norm_1(x) if self.norm_first else x
+        if reads is None:
+            a = attend_rows(self.qkv(h), layout, self.heads, self.scaling, causal=self.causal)
+        elif _whole_view(layout, reads, self.causal):
+            C = x.shape[1]
+            q = self.qkv(h.index_select(0, reads), columns=slice(0, C))
+            a = attend_read(q, self.qkv(h, columns=slice(C, 3 * C)), layout, self.heads, self.scaling)
+        else:
+            a = attend_rows(self.qkv(h), layout, self.heads, self.scaling, causal=self.causal)
+            a = a.index_select(0, reads)
+        if reads is not None:
+            x = x.index_select(0, reads)
+        if self.norm_first:
+            x = self.out(a, residual=x)
+            return self.down(self.activation(self.up(self.norm_2(x))), residual=x)
+        x = self.norm_1(self.out(a, residual=x))
+        return self.norm_2(self.down(self.activation(self.up(x)), residual=x))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A backbone as embedding, blocks and a last norm.
+
+    Attributes:
+        embed: (T, C) from a batch.
+        blocks: in order.
+        last_norm: after the last block, or None.
+    """
+
+    embed: Callable[[PackedBatch], Tensor]
+    blocks: Sequence[Block]
+    last_norm: nn.Module | None
+
+    def ready(self) -> bool:
+        """Whether a call can run in this form now (see `LinearGroup.ready`)."""
+        return all(block.ready() for block in self.blocks)
+
+    def __call__(
+        self, batch: PackedBatch, reads: Tensor | None = None, *, start: int = 0, x: Tensor | None = None
+    ) -> Tensor:
+        """(T, C) last hidden states, or (S, C) at the read positions.
+
+        `start` and `x` (T, C) go on from the hidden states before block `start` instead of from the tokens.
+        """
+        if x is None:
+            x = self.embed(batch)
+        last = len(self.blocks) - 1
+        for i in range(start, len(self.blocks)):
+            x = self.blocks[i](x, batch.layout, reads if i == last else None)
+        return x if self.last_norm is None else self.last_norm(x)
+
+    def prefix(self, batch: PackedBatch, stop: int) -> Tensor:
+        """(T, C) the hidden states before block `stop`, without gradients."""
+        with torch.no_grad():
+            x = self.embed(batch)
+            for block in self.blocks[:stop]:
+                x = block(x, batch.layout)
+        return x
+
+
+def _whole_view(layout: Layout, reads: Tensor, causal: bool) -> bool:
+    """Whether `reads` is one token of each text, in order, that sees its whole text."""
+    if reads.shape[0] != len(layout.lengths):
+        return False
+    if causal:
+        return reads is layout.last or torch.equal(reads, layout.last)
+    return reads is layout.first or torch.equal(reads, layout.first)
