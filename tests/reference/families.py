@@ -56,13 +56,14 @@ class Family:
         return model.to(dtype).eval()
 
 
-def _family(name: str, sizes: dict[str, Any], special: str, **more: Any) -> Family:
+def family_of(name: str, sizes: dict[str, Any], special: str, **more: Any) -> Family:
+    """`name` as transformers spells it, with a head of three labels."""
     options = _COMMON | sizes | {"max_position_embeddings": POSITIONS} | more
     return Family(f"{name}ForSequenceClassification", f"{name}Config", options, special)
 
 
 FAMILIES: dict[str, Family] = {
-    "GPT-2": _family(
+    "GPT-2": family_of(
         "GPT2",
         {
             "n_embd": 16,
@@ -74,8 +75,8 @@ FAMILIES: dict[str, Family] = {
         },
         "Conv1D, learned positions, causal",
     ),
-    "BERT": _family("Bert", _SIZES, "bidirectional, pooler"),
-    "RoBERTa": _family(
+    "BERT": family_of("Bert", _SIZES, "bidirectional, pooler"),
+    "RoBERTa": family_of(
         "Roberta",
         _SIZES,
         "positions from pad + 1",
@@ -83,15 +84,15 @@ FAMILIES: dict[str, Family] = {
         max_position_embeddings=POSITIONS + 2,
         type_vocab_size=1,
     ),
-    "DistilBERT": _family(
+    "DistilBERT": family_of(
         "DistilBert", {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}, "two-layer head"
     ),
-    "Llama": _family("Llama", _GROUPED, "rotary, grouped queries"),
-    "Qwen2": _family("Qwen2", {**_GROUPED}, "rotary, biases on q, k, v"),
-    "Qwen3": _family("Qwen3", _GROUPED, "norms on q and k"),
-    "Mistral": _family("Mistral", _GROUPED, "sliding window of 4", sliding_window=WINDOW),
-    "Gemma": _family("Gemma", _GROUPED, "scaled embeddings, norms around 1"),
-    "Gemma 2": _family(
+    "Llama": family_of("Llama", _GROUPED, "rotary, grouped queries"),
+    "Qwen2": family_of("Qwen2", {**_GROUPED}, "rotary, biases on q, k, v"),
+    "Qwen3": family_of("Qwen3", _GROUPED, "norms on q and k"),
+    "Mistral": family_of("Mistral", _GROUPED, "sliding window of 4", sliding_window=WINDOW),
+    "Gemma": family_of("Gemma", _GROUPED, "scaled embeddings, norms around 1"),
+    "Gemma 2": family_of(
         "Gemma2",
         _GROUPED,
         "softcap, window of 4 in every other layer",
@@ -99,8 +100,8 @@ FAMILIES: dict[str, Family] = {
         attn_logit_softcapping=2.0,
         query_pre_attn_scalar=4,
     ),
-    "GPT-NeoX": _family("GPTNeoX", _SIZES, "parallel residual, part of the head rotary"),
-    "ModernBERT": _family(
+    "GPT-NeoX": family_of("GPTNeoX", _SIZES, "parallel residual, part of the head rotary"),
+    "ModernBERT": family_of(
         "ModernBert",
         _SIZES,
         "local attention of 4 in two of three layers",
@@ -114,7 +115,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 PADDED_ONLY: dict[str, Family] = {
-    "DeBERTa-v2": _family("DebertaV2", _SIZES, "relative positions inside the attention", type_vocab_size=0),
+    "DeBERTa-v2": family_of(
+        "DebertaV2", _SIZES, "relative positions inside the attention", type_vocab_size=0
+    ),
 }
 
 DECODERS = ("GPT-2", "Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma 2", "GPT-NeoX")

@@ -51,8 +51,8 @@ def table() -> str:
         runner = Runner.of(family.model())
         page += f"| {name} | {family.special} | {runner.mode} | the plain computation | itself |\n"
     page += (
-        "\nWith LoRA (r 4, on every linear layer but the head) the oracle is PEFT, padded, with the same A, B and head;\n"
-        "the gradients are those of A, B and the head. Held to 1e-5.\n\n"
+        "\nWith LoRA (r 4, on every linear layer but the head) the oracle is PEFT, padded, with the same A, B and\n"
+        "head; the gradients are those of A, B and the head. Held to 1e-5.\n\n"
         "| family | loss | gradients |\n|---|---|---|\n"
     )
     for name in KINDS:

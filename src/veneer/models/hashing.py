@@ -1,7 +1,7 @@
 """The content hash of a base: what its weights are, whatever files they lie in.
 
 Two folders with the same tensors (names, dtypes, shapes, bytes) have the same hash, one file or many. The hash is
-computed once for a file and cached by the file's path, size and time of change.
+computed once for a file and cached by the file's path, size and times of change.
 
 This file knows the safetensors layout (an 8-byte length, a JSON header, then the tensors) and no model.
 """
@@ -37,22 +37,27 @@ def file_hash(path: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
+    """The safetensors files of a model folder: those that transformers loads, which takes a single file first.
 
     Raises:
-        BaseError: there is none (with the mend, where the weights are pickled).
+        BaseError: there is none (with the mend, where the weights are pickled), or the index is damaged.
     """
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BaseError(
+                f"{index} does not say which files hold the weights. Download it again."
+            ) from error
         files = [folder / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise BaseError(f"{folder}: {index.name} names files that are not there: {', '.join(missing)}.")
         return files
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
     if list(folder.glob("*.bin")):
         raise BaseError(
             f"{folder} holds its weights as pickles (*.bin), which can run code when they are opened. "
@@ -78,10 +83,11 @@ def content_hash(folder: Path) -> str:
     return found
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
+def _stamp(file: Path) -> tuple[str, int, int, int]:
+    """What changes when the file does; the time of the last change of its entry can't be set by a copy."""
     real = file.resolve()
     stat = real.stat()
-    return str(real), stat.st_size, stat.st_mtime_ns
+    return str(real), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _remember(path: Path, text: str) -> None:
@@ -124,6 +130,11 @@ def _header(file: Path) -> tuple[dict[str, dict[str, object]], int]:
             size = int.from_bytes(handle.read(8), "little")
             if not 0 < size < 100_000_000:
                 raise ValueError(f"its header would have {size} bytes")
-            return json.loads(handle.read(size)), 8 + size
-    except (ValueError, UnicodeDecodeError) as error:
+            header = json.loads(handle.read(size))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        wanted, there = 8 + size + max(ends, default=0), file.stat().st_size
+        if wanted != there:
+            raise ValueError(f"it has {there:,} bytes, its header says {wanted:,}")
+        return header, 8 + size
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BaseError(f"{file} is not a whole safetensors file ({error}). Download it again.") from error

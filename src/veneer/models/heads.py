@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from veneer.errors import BaseError
 
-__all__ = ["Pooling", "head_logits", "head_modules", "native_pooling", "unread_modules"]
+__all__ = ["Pooling", "check_head", "head_logits", "head_modules", "native_pooling", "unread_modules"]
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -30,10 +31,11 @@ def native_pooling(model: nn.Module) -> Pooling:
     form = _form(model)
     if form == "score":
         return "last"
-    config: Any = model.config
-    if form == "prediction_head" and config.classifier_pooling == "mean":
-        return "mean"
-    return "first"
+    if form != "prediction_head":
+        return "first"
+    named = {"mean": "mean", "cls": "first"}
+    pooling: Pooling = named.get(getattr(model.config, "classifier_pooling", ""), "last")  # type: ignore[assignment]
+    return pooling  # ModernBERT says which; its decoder has no choice
 
 
 def head_logits(model: nn.Module, pooled: Tensor, pooling: Pooling) -> Tensor:
@@ -52,8 +54,53 @@ def head_logits(model: nn.Module, pooled: Tensor, pooling: Pooling) -> Tensor:
     if form == "classification_head":
         return m.classifier(pooled.unsqueeze(1))
     if pooling == "first":
-        pooled = (m.pooler if form == "deberta" else m.base_model.pooler)(pooled.unsqueeze(1))
+        pooled = _through_pooler(m, form, pooled)
     return m.classifier(m.dropout(pooled))
+
+
+def _through_pooler(m: Any, form: str, pooled: Tensor) -> Tensor:
+    if form == "deberta":
+        return m.pooler(pooled.unsqueeze(1))
+    pooler = m.base_model.pooler
+    if isinstance(pooler, nn.Linear) or hasattr(pooler, "base_layer"):  # ALBERT: a layer, its tanh beside it
+        return m.base_model.pooler_activation(pooler(pooled))
+    return pooler(pooled.unsqueeze(1))
+
+
+def check_head(model: nn.Module) -> None:
+    """Hold `head_logits` against the model's own forward on two short texts.
+
+    Raises:
+        BaseError: they differ, so that a head of this form would answer something else than transformers does.
+    """
+    m: Any = model
+    pooling = native_pooling(model)
+    vocabulary = int(m.config.get_text_config().vocab_size)
+    ids = torch.arange(10, device=m.device).view(2, 5) % (vocabulary - vocabulary // 2) + vocabulary // 2
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=m.device)
+    ids = ids.masked_fill(mask == 0, m.config.pad_token_id or 0)
+    try:
+        with torch.no_grad():
+            expected = m(input_ids=ids, attention_mask=mask).logits
+            states = m.base_model(input_ids=ids, attention_mask=mask)[0]  # (2, 5, C)
+            inside = mask.unsqueeze(-1)
+            pooled = {
+                "first": states[:, 0],
+                "last": states[torch.arange(2), mask.sum(1) - 1],
+                "mean": (states * inside).sum(1) / inside.sum(1),
+            }[pooling]
+            found = head_logits(model, pooled, pooling)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise BaseError(
+            f"{type(model).__name__} can't be run on plain token ids ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:120]}), so Veneer can't use it."
+        ) from error
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
+        raise BaseError(
+            f"The head of {type(model).__name__} does not answer as transformers computes it: it reads something else "
+            f"than the {pooling} token's state. Veneer can't use this base. Known forms: those of GPT-2 and the "
+            "decoders, BERT, RoBERTa, DistilBERT, ModernBERT, DeBERTa."
+        )
 
 
 def head_modules(
@@ -106,9 +153,11 @@ def _form(model: nn.Module) -> str:
 def unread_modules(model: nn.Module, pooling: Pooling) -> tuple[str, ...]:
     """Names of layers with weights that no output depends on with this pooling: adapting them would train nothing."""
     m: Any = model
-    if _form(model) == "bert" and pooling != "first":
-        prefix = m.base_model_prefix
-        return tuple(
-            f"{prefix}.pooler.{name}" for name, _ in m.base_model.pooler.named_children() if name == "dense"
-        )
-    return ()
+    if pooling == "first":
+        return ()
+    place = {"bert": f"{m.base_model_prefix}.pooler", "deberta": "pooler"}.get(_form(model))
+    if place is None:
+        return ()
+    pooler = m.get_submodule(place)
+    inside = [name for name, layer in pooler.named_modules() if isinstance(layer, nn.Linear)]
+    return tuple(f"{place}.{name}" if name else place for name in inside)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from veneer.errors import BaseError
-from veneer.models.hashing import content_hash
-from veneer.models.heads import Pooling, head_modules, native_pooling
+from veneer.models.hashing import content_hash, weight_files
+from veneer.models.heads import Pooling, check_head, head_modules, native_pooling
 from veneer.models.locate import DEFAULT_BASE, Location, locate
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "quiet",
     "trained_pooling",
 ]
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "tekken.json", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,12 @@ def load_base(
         "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
     }
+    weight_files(location.folder)  # says what is missing, and how to mend it
     model, new = _from_pretrained(AutoModelForSequenceClassification, location, options, seed)
     tokenizer = load_tokenizer(location.folder)
-    if (
-        model.config.pad_token_id is None
-    ):  # decoders: transformers' own classes need one to find the last token
+    if model.config.pad_token_id is None:  # decoders: transformers' classes need one to find the last token
         model.config.pad_token_id = _padding_id(tokenizer)
+    check_head(model.eval())
     pooling = trained_pooling(location.folder) or native_pooling(model)
     return Base(
         model=model.eval(),
@@ -138,6 +141,12 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    # transformers makes an empty tokenizer where there is no file to read one from.
+    if not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
+        raise BaseError(
+            f"{folder} holds no tokenizer: expected tokenizer.json or its like. Save the model's own there: "
+            "tokenizer.save_pretrained(folder)."
+        )
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder)
@@ -185,6 +194,10 @@ def _from_pretrained(
                 ignore_mismatched_sizes=True,
                 **options,
             )
+    except SafetensorError as error:
+        raise BaseError(
+            f"{location.name}: its weights are not a whole safetensors file ({first_line(error)}). Download them again."
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise BaseError(f"{location.name} can't be loaded: {first_line(error)}") from error
     new = frozenset(info["missing_keys"]) | frozenset(key for key, *_ in info["mismatched_keys"])
