@@ -160,7 +160,8 @@ def ours(runner: Runner, texts: Sequence[np.ndarray], targets: Tensor) -> Result
     batch = pack(texts)
 
     def loss() -> Tensor:
-        outputs = task.outputs(model, runner.hidden_states(batch), batch.layout)
+        states = runner.hidden_states(batch, task.reads(batch.layout))
+        outputs = task.outputs(model, states, batch.layout)
         return task.loss(outputs, targets[list(batch.order)])
 
     return result_of(model, loss)
