@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half: atomic writes of files and folders.
+"""Files that are either the old one or the new one, never half: atomic writes; and where the cache lies.
 
 It knows the file system only.
 """
@@ -13,9 +13,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from veneer.errors import VeneerError
+from veneer.errors import ConfigError, VeneerError
 
-__all__ = ["replacing_file", "replacing_folder", "write_bytes", "write_text"]
+__all__ = ["cache_folder", "cache_root", "replacing_file", "replacing_folder", "write_bytes", "write_text"]
+
+
+def cache_root() -> Path:
+    """Where Veneer keeps what can be had again: $VENEER_CACHE, else $XDG_CACHE_HOME/veneer, else ~/.cache/veneer."""
+    named = os.environ.get("VENEER_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veneer"
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder below `cache_root`, created.
+
+    Raises:
+        ConfigError: it can't be made there.
+    """
+    folder = cache_root().joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The cache folder {folder} can't be made: {error.strerror}. "
+            "Set VENEER_CACHE to a folder that you may write to."
+        ) from error
+    return folder
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from bases import tiny_bert
 from veneer.errors import BaseError
+from veneer.files import cache_root
 from veneer.models import content_hash, hashing
 
 
@@ -166,4 +167,4 @@ def test_where_the_cache_lies(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert hashing.cache_folder() == Path(expected)
+    assert cache_root() == Path(expected)

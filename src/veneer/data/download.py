@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from veneer.data.cache import atomic_path
 from veneer.errors import SourceError
+from veneer.files import replacing_file
 
 __all__ = ["Progress", "PublishedFile", "fetch", "sha256_of"]
 
@@ -64,7 +64,7 @@ def fetch(
     faults: list[str] = []
     for address in file.addresses:
         try:
-            with tempfile.TemporaryDirectory(dir=folder) as scratch, atomic_path(target) as temporary:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch, replacing_file(target) as temporary:
                 archive = Path(scratch) / "archive.zip"
                 _download(address, archive, progress, timeout_s)
                 _extract(archive, file, temporary)

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from veneer.data.cache import cache_folder
 from veneer.data.choices import Choice
 from veneer.data.config import DataConfig
 from veneer.data.download import Progress, PublishedFile, fetch, sha256_of
 from veneer.data.split import Parts
 from veneer.data.tables import Table, TableOptions, read_table
 from veneer.errors import ConfigError, DataError, SourceError
+from veneer.files import cache_folder
 
 __all__ = ["NAMED_SOURCES", "SMS_SPAM", "Loaded", "balanced_sms", "load_source"]
 
@@ -190,7 +190,9 @@ def _sst2_from_hub() -> Loaded:
 
 def _load_example(config: DataConfig, path: str | None, progress: Progress | None) -> Loaded:  # noqa: ARG001
     if path is not None:
-        raise SourceError(f"example takes no path, {path!r} was given; for a file of yours give its path alone.")
+        raise SourceError(
+            f"example takes no path, {path!r} was given; for a file of yours give its path alone."
+        )
     _variant(config, ("full",))
     with as_file(files("veneer").joinpath("examples_data", "support_messages.csv")) as file:
         return Loaded(read_table(file), text_column="message", label_column="category")

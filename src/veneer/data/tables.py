@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from veneer.data.cache import atomic_path, cache_folder
 from veneer.data.choices import Choice
 from veneer.data.json_rows import iterate_json, iterate_json_lines
 from veneer.data.sniff import check_readable, find_encoding, find_layout
 from veneer.errors import DataError
+from veneer.files import cache_folder, replacing_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,7 +197,7 @@ def _mapped(path: Path, options: TableOptions) -> Table:
             old.unlink()
         stream = open_stream(path, options)
         schema = pa.schema([(name, pa.string()) for name in stream.columns])
-        with atomic_path(target) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+        with replacing_file(target) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
             for batch in stream.batches:
                 writer.write_batch(batch)
         facts = {
@@ -205,7 +205,7 @@ def _mapped(path: Path, options: TableOptions) -> Table:
             "choices": [[c.what, c.value, c.reason] for c in stream.choices],
             "warnings": stream.warnings,
         }
-        with atomic_path(notes) as temporary:
+        with replacing_file(notes) as temporary:
             temporary.write_text(json.dumps(facts), encoding="utf-8")
     facts = json.loads(notes.read_text(encoding="utf-8"))
     data = pa.ipc.open_file(pa.memory_map(str(target))).read_all()

@@ -43,8 +43,8 @@ class Block:
     out: LinearGroup
     up: LinearGroup
     down: LinearGroup
-    norm_1: nn.Module
-    norm_2: nn.Module
+    norm_1: nn.LayerNorm
+    norm_2: nn.LayerNorm
     activation: Callable[[Tensor], Tensor]
     heads: int
     scaling: float
@@ -70,6 +70,19 @@ class Block:
             a = a.index_select(0, reads)
         if reads is not None:
             x = x.index_select(0, reads)
+        return self._rest(a, x)
+
+    def shared(self, x: Tensor, layout: Layout, nodes: tuple[Tensor, Tensor]) -> Tensor:
+        """(U, C) -> (U, C): the block on the nodes of a tree of beginnings; see `Program.prefix`."""
+        node_of_token, first_token = nodes
+        qkv = self.qkv(self.norm_1(x) if self.norm_first else x)  # (U, 3 C)
+        a = attend_rows(
+            qkv.index_select(0, node_of_token), layout, self.heads, self.scaling, causal=self.causal
+        )
+        return self._rest(a.index_select(0, first_token), x)
+
+    def _rest(self, a: Tensor, x: Tensor) -> Tensor:
+        """What comes after attention: (S, C) its output and the residual -> (S, C)."""
         if self.norm_first:
             x = self.out(a, residual=x)
             return self.down(self.activation(self.up(self.norm_2(x))), residual=x)
@@ -95,6 +108,11 @@ class Program:
         """Whether a call can run in this form now (see `LinearGroup.ready`)."""
         return all(block.ready() for block in self.blocks)
 
+    @property
+    def width(self) -> int:
+        """C."""
+        return int(self.blocks[0].norm_1.normalized_shape[0])
+
     def __call__(
         self, batch: PackedBatch, reads: Tensor | None = None, *, start: int = 0, x: Tensor | None = None
     ) -> Tensor:
@@ -109,13 +127,20 @@ class Program:
             x = self.blocks[i](x, batch.layout, reads if i == last else None)
         return x if self.last_norm is None else self.last_norm(x)
 
-    def prefix(self, batch: PackedBatch, stop: int) -> Tensor:
-        """(T, C) the hidden states before block `stop`, without gradients."""
-        with torch.no_grad():
+    def prefix(self, batch: PackedBatch, stop: int, nodes: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(T, C) the hidden states before block `stop`, without gradients.
+
+        `nodes` shares what texts have in common at their beginning (causal blocks only): (T,) the node of each token
+        in the tree of beginnings, and (U,) the first token of each node. Everything but attention is then computed
+        for U tokens.
+        """
+        with torch.inference_mode():
             x = self.embed(batch)
+            if nodes is not None:
+                x = x.index_select(0, nodes[1])  # (U, C)
             for block in self.blocks[:stop]:
-                x = block(x, batch.layout)
-        return x
+                x = block.shared(x, batch.layout, nodes) if nodes is not None else block(x, batch.layout)
+            return x if nodes is None else x.index_select(0, nodes[0])
 
 
 def _whole_view(layout: Layout, reads: Tensor, causal: bool) -> bool:

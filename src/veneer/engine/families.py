@@ -64,9 +64,7 @@ def _bert(backbone: Any, *, embeddings_project: str | None = None) -> Program | 
     if embeddings_project is not None and hasattr(backbone, embeddings_project):
         return None
     offset_of = backbone.embeddings
-    offset = (
-        int(offset_of.padding_idx) + 1 if hasattr(offset_of, "create_position_ids_from_input_ids") else 0
-    )
+    offset = int(offset_of.padding_idx) + 1 if hasattr(offset_of, "create_position_ids_from_input_ids") else 0
 
     def block(module: Any) -> Block:
         attention = module.attention.self

@@ -90,7 +90,7 @@ class LinearGroup:
         return _GroupLinear.apply(x, residual, weight, bias, transposed, tuple(parts), *factors)
 
     def _arranged(self, bases: Sequence[Any]) -> tuple[bool, Tensor, Tensor | None, list[int]]:
-        """Whether the layout is Conv1D's; the weights side by side, (M, n) or (n, M); the biases (M,); each layer's m."""
+        """Whether the layout is Conv1D's; the weights side by side; the biases (M,); each layer's m."""
         transposed = layout_of(bases[0]) is Layout.CONV1D
         axis = 1 if transposed else 0
         sizes = [base.weight.shape[axis] for base in bases]
@@ -123,9 +123,7 @@ def _hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _cut(
-    factors: Sequence[Tensor], parts: Sequence[Part], columns: slice
-) -> tuple[list[Tensor], list[Part]]:
+def _cut(factors: Sequence[Tensor], parts: Sequence[Part], columns: slice) -> tuple[list[Tensor], list[Part]]:
     """The adapters' factors for some of the outputs; adapters outside of them fall away."""
     kept: list[Tensor] = []
     places: list[Part] = []

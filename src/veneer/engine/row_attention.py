@@ -136,5 +136,3 @@ def _padding_bias(group: Group, heads: int, dtype: torch.dtype, device: torch.de
     bias = torch.zeros(group.padding.shape, dtype=dtype, device=device)
     bias.masked_fill_(group.padding, torch.finfo(dtype).min)
     return bias.repeat_interleave(heads, dim=0)
-
-

@@ -70,15 +70,19 @@ class Runner:
             raise interface.NotPackableError(f"this base can't run packed: {found}")
         return cls(model, "padded", found)
 
-    def hidden_states(self, batch: PackedBatch, reads: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self, batch: PackedBatch, reads: Tensor | None = None, below: tuple[int, Tensor] | None = None
+    ) -> Tensor:
         """(T, C): the last hidden state of each token, in packed order; (S, C) of the tokens in `reads` alone.
 
         Args:
             batch: T tokens.
             reads: (S,) int64 places in the packed row; what else the last block would compute may be left out.
+            below: the number of a block and the states (T, C) before it, where they are known (see `prefix`).
         """
         if self.program is not None and not _drops(self.model) and self.program.ready():
-            return self.program(batch, reads)
+            start, x = below or (0, None)
+            return self.program(batch, reads, start=start, x=x)
         run = packed_hidden_states if self.mode == "packed" else padded_hidden_states
         hidden = run(self.model, batch)
         return hidden if reads is None else hidden.index_select(0, reads)

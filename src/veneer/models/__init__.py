@@ -1,6 +1,6 @@
 """Load a base (local, hub, bundled), name its parts, hash it. Knows no data and no training."""
 
-from veneer.models.hashing import cache_folder, content_hash
+from veneer.models.hashing import content_hash
 from veneer.models.heads import Pooling, head_logits
 from veneer.models.load import Base, cast_frozen_, load_base, load_tokenizer
 from veneer.models.locate import DEFAULT_BASE, locate
@@ -9,7 +9,6 @@ __all__ = [
     "DEFAULT_BASE",
     "Base",
     "Pooling",
-    "cache_folder",
     "cast_frozen_",
     "content_hash",
     "head_logits",

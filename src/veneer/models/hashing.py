@@ -11,23 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from veneer.errors import BaseError
+from veneer.files import cache_root
 
-__all__ = ["cache_folder", "content_hash", "file_hash", "weight_files"]
-
-
-def cache_folder() -> Path:
-    """Where Veneer keeps what can be had again: $VENEER_CACHE, else $XDG_CACHE_HOME/veneer, else ~/.cache/veneer."""
-    named = os.environ.get("VENEER_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veneer"
+__all__ = ["content_hash", "file_hash", "weight_files"]
 
 
 def file_hash(path: Path) -> str:
@@ -74,7 +66,7 @@ def content_hash(folder: Path) -> str:
     """
     files = weight_files(folder)
     key = hashlib.sha256(repr([_stamp(file) for file in files]).encode()).hexdigest()[:32]
-    cached = cache_folder() / "hashes" / key
+    cached = cache_root() / "hashes" / key
     try:
         return cached.read_text(encoding="ascii")
     except OSError:

@@ -1,0 +1,250 @@
+"""The frozen prefix: the layers below the first adapted one, computed once for each text and kept.
+
+Their hidden states do not change in training, so every epoch, every evaluation and every later run over the same texts
+reads them instead of computing them again. They lie in one memory-mapped file (in memory as far as there is room for
+it), in the compute dtype, under a name made of what they depend on: base, tokens, depth, dtype. Under causal attention
+texts that begin alike share the computation of their beginning.
+
+This file knows programs and token ids; it knows no task and no adapter but where the first one is.
+
+Shapes: N texts, T tokens, C hidden size, U distinct beginnings of texts (nodes of their tree).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from veneer.engine.blocks import Program
+from veneer.engine.packing import PackedBatch, pack
+from veneer.files import cache_folder
+
+__all__ = ["PrefixStore", "build_prefix", "first_trained_block"]
+
+_BATCH_TOKENS = 4096
+LIMIT_BYTES = 8 * 2**30
+"""All kept prefixes together take at most this much of the disk; the oldest go first."""
+
+
+class Sequences(Protocol):
+    """Token ids of N texts."""
+
+    @property
+    def lengths(self) -> NDArray[Any]:
+        """(N,) tokens of each."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class PrefixStore:
+    """Hidden states before block `start` of N texts.
+
+    Attributes:
+        start: the first block that is still computed.
+        states: (T, C), text after text.
+        offsets: (N + 1,) where each text's states begin.
+        shared: share of the tokens that did not have to be computed.
+    """
+
+    start: int
+    states: Tensor
+    offsets: NDArray[np.int64]
+    shared: float
+
+    def take(self, texts: Sequence[int]) -> Tensor:
+        """(T of these texts, C) their states, end to end in this order."""
+        return torch.cat([self.states[self.offsets[i] : self.offsets[i + 1]] for i in texts])
+
+
+def first_trained_block(program: Program, model: nn.Module) -> int:
+    """The number of the lowest block that holds anything trained; 0 where something below the blocks is."""
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    if not trained:
+        return len(program.blocks)
+    inside: set[int] = set()
+    lowest: int | None = None
+    for i, block in enumerate(program.blocks):
+        for group in (block.qkv, block.out, block.up, block.down):
+            inside |= {id(p) for layer in group.layers for p in layer.parameters()}
+        inside |= {id(p) for norm in (block.norm_1, block.norm_2) for p in norm.parameters()}
+        if lowest is None and trained & inside:
+            lowest = i
+    # What is trained outside of the blocks stands above them (last norm, head) or below (embeddings).
+    outside = trained - inside
+    return 0 if _below(program, model, outside) else (len(program.blocks) if lowest is None else lowest)
+
+
+def _below(program: Program, model: nn.Module, trained: set[int]) -> bool:
+    above = {id(p) for p in program.last_norm.parameters()} if program.last_norm is not None else set()
+    prefix = getattr(model, "base_model_prefix", "")
+    for name, parameter in model.named_parameters():
+        in_body = name.startswith(f"{prefix}.") and not name.startswith(f"{prefix}.pooler.")
+        if id(parameter) in trained - above and in_body:
+            return True
+    return False
+
+
+def build_prefix(
+    program: Program,
+    sequences: Sequences,
+    start: int,
+    *,
+    base_hash: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    causal: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrefixStore:
+    """The states before block `start` of all texts: found in the cache, or computed and kept there.
+
+    Args:
+        program: whose blocks are computed.
+        sequences: the texts.
+        start: how many blocks.
+        base_hash: content hash of the base.
+        dtype: of the states, the compute dtype.
+        device: where the program computes; the states are kept in the machine's memory.
+        causal: whether beginnings can be shared.
+        progress: told of texts done, and N.
+    """
+    lengths = np.asarray(sequences.lengths, dtype=np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    shape = (int(offsets[-1]), program.width)
+    path = cache_folder("prefixes") / f"{_key(sequences, base_hash, start, dtype)}.bin"
+    if not path.is_file() or path.stat().st_size != shape[0] * shape[1] * dtype.itemsize:
+        with _Writer(path, shape, dtype) as states:
+            shared = _compute(program, sequences, start, states, offsets, device, causal, progress)
+        _forget_oldest(path)
+    else:
+        path.touch()
+        shared = 0.0
+    return PrefixStore(start, _mapped(path, shape, dtype), offsets, shared)
+
+
+def _compute(
+    program: Program,
+    sequences: Sequences,
+    start: int,
+    states: Tensor,
+    offsets: NDArray[np.int64],
+    device: torch.device,
+    causal: bool,
+    progress: Callable[[int, int], None] | None,
+) -> float:
+    """Fill `states`; returns the share of tokens that were shared."""
+    computed = done = 0
+    for texts in _batches(sequences, alike=causal):
+        batch = pack([sequences[i] for i in texts])
+        nodes = _tree(batch) if causal else None
+        computed += batch.tokens if nodes is None else len(nodes[1])
+        batch = batch.to(device)
+        found = program.prefix(batch, start, nodes).cpu()
+        at = 0
+        for place in batch.order:
+            text = texts[place]
+            n = int(offsets[text + 1] - offsets[text])
+            states[offsets[text] : offsets[text + 1]] = found[at : at + n]
+            at += n
+        done += len(texts)
+        if progress is not None:
+            progress(done, len(sequences))
+    return 1.0 - computed / max(1, int(offsets[-1]))
+
+
+def _batches(sequences: Sequences, *, alike: bool) -> list[list[int]]:
+    """Texts in batches: those that begin alike together, or those of one length."""
+    n = len(sequences)
+    if alike:
+        order = sorted(range(n), key=lambda i: sequences[i].tolist())
+    else:
+        order = np.argsort(-np.asarray(sequences.lengths), kind="stable").tolist()
+    batches: list[list[int]] = []
+    tokens = _BATCH_TOKENS
+    for i in order:
+        length = int(sequences.lengths[i]) if not alike else len(sequences[i])
+        if tokens + length > _BATCH_TOKENS:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(i)
+        tokens += length
+    return batches
+
+
+def _tree(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """The tree of the texts' beginnings: (T,) the node of each token, and (U,) the first token of each node."""
+    ids = batch.input_ids.tolist()
+    known: dict[tuple[int, int], int] = {}
+    node_of: list[int] = []
+    first: list[int] = []
+    at = 0
+    for length in batch.layout.lengths:
+        above = -1
+        for token in range(at, at + length):
+            key = (above, ids[token])
+            node = known.get(key)
+            if node is None:
+                node = known[key] = len(first)
+                first.append(token)
+            node_of.append(node)
+            above = node
+        at += length
+    return torch.tensor(node_of), torch.tensor(first)
+
+
+class _Writer:
+    """A mapped file that gets its name when it is whole."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        self._path, self._shape, self._dtype = path, shape, dtype
+
+    def __enter__(self) -> Tensor:
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        self._temporary = Path(name)
+        os.ftruncate(handle, max(1, self._shape[0] * self._shape[1] * self._dtype.itemsize))
+        os.close(handle)
+        return _mapped(self._temporary, self._shape, self._dtype, shared=True)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._temporary.replace(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _mapped(path: Path, shape: tuple[int, int], dtype: torch.dtype, *, shared: bool = False) -> Tensor:
+    if shape[0] == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_file(str(path), shared=shared, size=shape[0] * shape[1], dtype=dtype).view(shape)
+
+
+def _key(sequences: Sequences, base_hash: str, start: int, dtype: torch.dtype) -> str:
+    digest = hashlib.sha256(f"1 {base_hash} {start} {dtype} {len(sequences)}".encode())
+    for i in range(len(sequences)):
+        ids = np.ascontiguousarray(sequences[i], dtype="<i4")
+        digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return digest.hexdigest()[:40]
+
+
+def _forget_oldest(newest: Path) -> None:
+    """Remove the files used longest ago until all together are under the limit; the newest stays."""
+    files = sorted(newest.parent.glob("*.bin"), key=lambda path: path.stat().st_mtime)
+    total = sum(path.stat().st_size for path in files)
+    for path in files:
+        if total <= LIMIT_BYTES or path == newest:
+            return
+        total -= path.stat().st_size
+        path.unlink(missing_ok=True)
