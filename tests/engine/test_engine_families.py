@@ -94,10 +94,11 @@ def test_padded_when_asked_for_is_the_plain_computation(name: str) -> None:
     assert gradients <= LIMIT
 
 
+@pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_lora_packed_has_the_loss_and_gradients_of_peft_padded(name: str) -> None:
-    loss, gradients = compare_with_peft(FAMILIES[name], LENGTHS["mixed"])
+def test_lora_packed_has_the_loss_and_gradients_of_peft_padded(name: str, lengths: str) -> None:
+    loss, gradients = compare_with_peft(FAMILIES[name], LENGTHS[lengths])
     assert loss <= 1e-5
     assert gradients <= 1e-5
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from veneer.engine.packing import pack
-from veneer.engine.written_out import WrittenOutRunner
+from veneer.engine.written_out import WrittenOutRunner, gpt_program
+from veneer.lora import LoraConfig, adapter_parameters, attach
 from veneer.lora.book import replace_linear_with_lora
 from veneer.models.gpt import GPT, GPTConfig
 
@@ -47,3 +48,19 @@ def test_gradients_are_those_of_the_padded_run() -> None:
         gradients.append({name: p.grad for name, p in gpt.named_parameters() if p.grad is not None})
     assert len(gradients[0]) == 2 * (6 * 3 + 1)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)  # fp32
+
+
+def test_the_program_gives_the_states_and_gradients_of_the_seam() -> None:
+    results = []
+    for program in (False, True):
+        gpt, batch = model(), pack(texts())
+        attach(gpt, LoraConfig(r=2, target_modules="all-linear", modules_to_save=["out_head"],
+                               init_lora_weights=False), seed=0)  # fmt: skip
+        runner = WrittenOutRunner(gpt, program=gpt_program(gpt) if program else None)
+        assert runner.program is None or runner.program.ready()
+        read = runner.hidden_states(batch, batch.layout.last)
+        gpt.out_head(read).square().mean().backward()
+        results.append((read, {name: p.grad for name, p in adapter_parameters(gpt)}))
+    assert len(results[0][1]) == 2 * 6 * 3 + 1
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-4)  # fp32
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-5, rtol=1e-4)

@@ -40,7 +40,6 @@ class LinearGroup:
     def __init__(self, *slots: Slot) -> None:
         self.slots = slots
         self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
 
     @property
@@ -100,8 +99,9 @@ class LinearGroup:
         if self._weight is None or stamp != self._stamp:
             self._arrange_(bases, axis, sizes)
         assert self._weight is not None
-        return transposed, self._weight, self._bias, sizes
+        return transposed, self._weight, _biases([base.bias for base in bases], sizes), sizes
 
+    @torch.inference_mode(False)  # what a prediction arranges, training has to be able to use
     @torch.no_grad()
     def _arrange_(self, bases: Sequence[Any], axis: int, sizes: list[int]) -> None:
         """Lay the weights of several layers into one block, and let each layer's weight be its part of it."""
@@ -109,10 +109,17 @@ class LinearGroup:
         for base, part in zip(bases, block.split(sizes, dim=axis), strict=True):
             base.weight.data = part
         self._weight = block
-        biases = [base.bias for base in bases]
-        filled = [block.new_zeros(n) if b is None else b for b, n in zip(biases, sizes, strict=True)]
-        self._bias = None if all(bias is None for bias in biases) else torch.cat(filled)
         self._stamp = tuple((base.weight.data_ptr(), base.weight.dtype) for base in bases)
+
+
+def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
+    """(M,) the layers' biases as they are now: they may be trained while the weights are not; None without any."""
+    there = [bias for bias in biases if bias is not None]
+    if not there:
+        return None
+    return torch.cat(
+        [there[0].new_zeros(n) if bias is None else bias for bias, n in zip(biases, sizes, strict=True)]
+    )
 
 
 def _base_of(layer: nn.Module) -> Any:
@@ -187,6 +194,7 @@ class _GroupLinear(torch.autograd.Function):
                 grad_x.addmm_(g, A)
         grads: list[Tensor | None] = [None] * len(ctx.dtypes)
         if need_factors:
+            assert g is not None  # factors come with their B
             grad_A = torch.mm(g.t(), x)  # (R, n)
             at = 0
             for i, ((start, size, scaling), r) in enumerate(zip(ctx.parts, ctx.ranks, strict=True)):
