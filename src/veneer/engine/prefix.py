@@ -65,7 +65,11 @@ class PrefixStore:
     offsets: NDArray[np.int64]
     shared: float
 
-    def take(self, texts: Sequence[int]) -> Tensor:
+    def below(self, texts: Sequence[int] | NDArray[np.int64], device: torch.device) -> tuple[int, Tensor]:
+        """What `Runner.hidden_states` takes as `below`, for these texts in this order."""
+        return self.start, self.take(texts).to(device)
+
+    def take(self, texts: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """(T of these texts, C) their states, end to end in this order."""
         return torch.cat([self.states[self.offsets[i] : self.offsets[i + 1]] for i in texts])
 

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from veneer.adapter import AdapterFolder, Facts, Golden, read_adapter
 from veneer.engine import PackedBatch, Precision, Runner, choose_precision, pack
+from veneer.engine.device import choose_device
 from veneer.engine.packing import Layout
 from veneer.engine.precision import PrecisionName
+from veneer.engine.prefix import PrefixStore
 from veneer.errors import AdapterError, BaseError, DriftError
 from veneer.lora import (
     AttachReport,
@@ -87,21 +89,28 @@ class Adapted:
         """Token ids of each text with the tokenizer's special tokens, cut to `max_length`."""
         return encode_texts(self.base.tokenizer, texts, self.max_length)
 
-    def outputs(self, batch: PackedBatch) -> Tensor:
-        """(B, K) outputs of the head, in packed order, float32, differentiable in the adapter."""
-        states = self.runner.hidden_states(batch, self.task.reads(batch.layout))
+    def outputs(self, batch: PackedBatch, below: tuple[int, Tensor] | None = None) -> Tensor:
+        """(B, K) outputs of the head, in packed order, float32, differentiable in the adapter.
+
+        `below`: the states before a block, where they are kept (see `veneer.engine.prefix`).
+        """
+        states = self.runner.hidden_states(batch, self.task.reads(batch.layout), below)
         return self.task.outputs(self.model, states, batch.layout)
 
     def outputs_of(
-        self, sequences: TokenSequences, *, progress: Progress | None = None
+        self,
+        sequences: TokenSequences,
+        *,
+        prefix: PrefixStore | None = None,
+        progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """(N, K) outputs for many texts, without gradients, in their order; batches of similar length.
 
-        `progress` is called with the texts done and N.
+        `prefix`: what is kept of the texts; `progress` is called with the texts done and N.
         """
         rows = np.arange(len(sequences))
         read = functools.partial(self.task.outputs, self.model)
-        return self.map_rows(sequences, rows, read, progress=progress)
+        return self.map_rows(sequences, rows, read, prefix=prefix, progress=progress)
 
     def map_rows(
         self,
@@ -109,16 +118,19 @@ class Adapted:
         rows: NDArray[np.int64],
         read: Callable[[Tensor, Layout], Tensor],
         *,
+        prefix: PrefixStore | None = None,
         progress: Progress | None = None,
     ) -> NDArray[np.float32]:
-        """(M, ...) what `read` makes of the states that the task reads of some texts, a row a text, without gradients."""
+        """(M, ...) what `read` makes of the states that the task reads, a row a text, without gradients."""
         lengths = np.asarray(sequences.lengths, dtype=np.int64)[rows]
         found: NDArray[np.float32] | None = None
         done = 0
         with torch.inference_mode():
             for places in length_batches(lengths):
-                batch = pack([sequences[int(rows[place])] for place in places]).to(self.device)
-                states = self.runner.hidden_states(batch, self.task.reads(batch.layout))
+                texts = rows[places]
+                batch = pack([sequences[int(text)] for text in texts]).to(self.device)
+                below = None if prefix is None else prefix.below(texts[list(batch.order)], self.device)
+                states = self.runner.hidden_states(batch, self.task.reads(batch.layout), below)
                 part = read(states, batch.layout).float().cpu().numpy()
                 if found is None:
                     found = np.empty((len(rows), *part.shape[1:]), np.float32)
@@ -188,7 +200,7 @@ def load(
         base: where its base lies, if not where adapter_config.json says.
         precision: dtype of the frozen base; "auto" measures.
         mode: packed, padded, or packed where that is exact.
-        device: where to compute.
+        device: where to compute; "auto": a GPU where there is one.
         verify: replay the golden answers.
 
     Raises:
@@ -214,7 +226,7 @@ def load(
         max_length=_max_length(folder),
         precision="fp32",
         mode=mode,
-        device=device,
+        device=choose_device(device),
         strict=False,  # PEFT names heads that this model need not have; the tensors are held against it below
     )
     load_adapter_state_dict(adapted.model, folder.tensors)

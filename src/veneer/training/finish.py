@@ -29,8 +29,11 @@ from veneer.evaluation.baselines import (
     rows_right,
     tfidf_baseline,
 )
+from veneer.evaluation.facts import BaseFacts as ReportedBase
+from veneer.evaluation.facts import ReportFacts
 from veneer.evaluation.mistakes import likely_mislabelled, worst_errors
 from veneer.evaluation.scores import Metrics
+from veneer.evaluation.verdict import Verdict, verdict_of
 from veneer.lora import adapter_state_dict, disabled, peft_config_dict
 from veneer.models.heads import native_pooling
 from veneer.tasks.adapted import Adapted, golden_of, load
@@ -89,6 +92,21 @@ class Finished:
         assert self.folder.facts is not None  # it was written by `finish`
         return self.folder.facts
 
+    @property
+    def verdict(self) -> Verdict:
+        """What the numbers say, against the best baseline."""
+        found = self.measured
+        return verdict_of(
+            ReportFacts(
+                title=self.path.name,
+                task=self.facts.task,
+                base=ReportedBase(self.facts.base.name),
+                validation=found.metrics.get("validation"),
+                test=found.metrics.get("test"),
+                baselines=found.baselines,
+            )
+        )
+
 
 def measure(run: Run) -> Measured:
     """Metrics of the trained adapter on validation and test, and what simpler means reach on the same rows."""
@@ -99,7 +117,7 @@ def measure(run: Run) -> Measured:
     probabilities: dict[str, NDArray[np.float64]] = {}
     for split in (run.prepared.validation, run.prepared.test):
         if len(split):
-            outputs = run.adapted.outputs_of(run.stores[split.name])
+            outputs = run.adapted.outputs_of(run.stores[split.name], prefix=run.prefixes.get(split.name))
             metrics[split.name] = task.metrics(outputs, np.asarray(split.labels), seed=run.config.seed)
             probabilities[split.name] = task.probabilities(outputs)
     found = Measured(metrics, probabilities, (), 0.0)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from veneer.engine import pack
+from veneer.engine.prefix import PrefixStore
 from veneer.errors import Interrupted, VeneerError
 from veneer.lora import LoraEmbedding, LoraLinear, adapter_parameters
 from veneer.tasks.adapted import Adapted
@@ -34,10 +35,11 @@ __all__ = ["Examples", "Listener", "StepInfo", "Trained", "train_loop"]
 
 @dataclass(frozen=True)
 class Examples:
-    """What is trained on: token ids and targets, a row each."""
+    """What is trained on: token ids and targets, a row each; and the kept prefix of the texts, if there is one."""
 
     ids: TokenSequences
     targets: NDArray[Any]
+    prefix: PrefixStore | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -270,9 +272,11 @@ def _step(
         if len(rows) == 0:
             continue
         batch = pack([examples.ids[int(row)] for row in rows])
-        targets = adapted.task.collate(examples.targets[rows[list(batch.order)]])
+        packed = rows[list(batch.order)]
+        targets = adapted.task.collate(examples.targets[packed]).to(adapted.device)
         batch = batch.to(adapted.device)
-        loss = adapted.task.loss(adapted.outputs(batch), targets.to(adapted.device))
+        below = None if examples.prefix is None else examples.prefix.below(packed, adapted.device)
+        loss = adapted.task.loss(adapted.outputs(batch, below), targets)
         (loss * (len(rows) / texts)).backward()
         loss_sum += loss.detach() * len(rows)
         state.tokens += batch.tokens

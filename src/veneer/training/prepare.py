@@ -17,6 +17,7 @@ from veneer.data.prepare import Prepared, prepare
 from veneer.data.rows import Split
 from veneer.data.tokens import TokenStore
 from veneer.engine import choose_precision
+from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import ConfigError
 from veneer.models import Base, load_base
 from veneer.tasks.adapted import Adapted, adapt
@@ -39,6 +40,7 @@ class Run:
         prepared: the rows.
         adapted: what is trained.
         stores: token ids by split name.
+        prefixes: what is kept of the layers below the first adapted one, by split name; empty where there are none.
         plan: order and steps.
         choices: what was decided here, with reasons.
         warnings: what a person should look at.
@@ -49,13 +51,15 @@ class Run:
     adapted: Adapted
     stores: dict[str, TokenStore]
     plan: Plan
+    prefixes: dict[str, PrefixStore] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def examples(self) -> Examples:
         """The training texts."""
-        return Examples(self.stores["train"], np.asarray(self.prepared.train.labels))
+        targets = np.asarray(self.prepared.train.labels)
+        return Examples(self.stores["train"], targets, self.prefixes.get("train"))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -118,7 +122,8 @@ def set_up(
     _note_cuts(stores, adapted.max_length, warnings)
     epochs = config.epochs or 1
     plan = Plan(len(prepared.train), config.batch_size, config.gradient_accumulation, epochs, config.seed)
-    return Run(config, prepared, adapted, stores, plan, choices, warnings)
+    prefixes = _prefixes(adapted, stores, config, choices, say)
+    return Run(config, prepared, adapted, stores, plan, prefixes, choices, warnings)
 
 
 def _pooled(base: Base, config: TrainConfig, choices: list[Choice]) -> Base:
@@ -174,6 +179,41 @@ def _resolved(
 def _store(split: Split, adapted: Adapted) -> TokenStore:
     pieces = (texts for texts, _ in split.batches())
     return token_store(pieces, adapted.base.tokenizer, adapted.max_length)
+
+
+def _prefixes(
+    adapted: Adapted,
+    stores: dict[str, TokenStore],
+    config: TrainConfig,
+    choices: list[Choice],
+    say: Callable[[str], None],
+) -> dict[str, PrefixStore]:
+    """The kept prefix of every split, where some layers lie below the first adapted one and are run more than once."""
+    program = adapted.runner.program
+    if program is None or config.base_dropout or (config.epochs or 1) < 2:
+        return {}
+    start = first_trained_block(program, adapted.model)
+    if start == 0:
+        return {}
+    say(f"computing the {start} frozen layers once")
+    found = {
+        name: build_prefix(
+            program,
+            store,
+            start,
+            base_hash=adapted.base.content_hash,
+            dtype=adapted.precision.dtype,
+            device=adapted.device,
+            causal=adapted.base.causal,
+        )
+        for name, store in stores.items()
+    }
+    size = sum(store.states.nbytes for store in found.values()) / 2**20
+    reason = (
+        f"the lowest adapted layer is number {start}; kept for every epoch and for later runs, {size:,.0f} MB"
+    )
+    choices.append(Choice("frozen prefix", f"{start} layers", reason))
+    return found
 
 
 def _note_cuts(stores: dict[str, TokenStore], max_length: int, warnings: list[str]) -> None:

@@ -205,7 +205,7 @@ def _trained(
 def _evaluation(run: Run) -> dict[str, Any]:
     """Loss and deciding score on the validation texts, without the bootstrap."""
     task, split = run.adapted.task, run.prepared.validation
-    outputs = run.adapted.outputs_of(run.stores["validation"])
+    outputs = run.adapted.outputs_of(run.stores["validation"], prefix=run.prefixes.get("validation"))
     targets = np.asarray(split.labels)
     with torch.no_grad():
         loss = float(task.loss(torch.from_numpy(outputs), task.collate(targets)))
