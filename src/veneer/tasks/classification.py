@@ -37,7 +37,7 @@ class Classification:
         label_values: the labels as they stand in the user's data (numbers stay numbers); default: the names.
         multi_label: several labels per text (a sigmoid each) instead of one (softmax).
         pooling: which states of a text the head reads.
-        class_weights: K factors of the loss, or empty for none (`torch.nn.CrossEntropyLoss`'s definition).
+        class_weights: K factors of a text's loss by its label, or empty for none.
         label_smoothing: in [0, 1), Szegedy et al. 2016, section 7. For several labels: targets move towards 1/2.
         threshold: a label is given where its probability reaches this (several labels only).
     """
@@ -64,12 +64,17 @@ class Classification:
         return head_logits(model, pool(states, layout, self.pooling), self.pooling)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy over K labels, or the mean binary cross-entropy of each."""
+        """Cross-entropy over K labels, or the mean binary cross-entropy of each; a mean over the texts.
+
+        With class weights too: divided by the number of texts and not by the sum of their weights, so that batches
+        that are accumulated or shared among processes add up to what one batch gives.
+        """
         weights = outputs.new_tensor(self.class_weights) if self.class_weights else None
         if not self.multi_label:
-            return nn.functional.cross_entropy(
-                outputs, targets, weight=weights, label_smoothing=self.label_smoothing
+            summed = nn.functional.cross_entropy(
+                outputs, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum"
             )
+            return summed / len(outputs)
         smooth = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
         return nn.functional.binary_cross_entropy_with_logits(outputs, smooth, pos_weight=weights)
 
