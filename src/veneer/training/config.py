@@ -48,7 +48,8 @@ class TrainConfig(StrictModel):
     max_grad_norm          gradients are clipped to this norm; 0: not at all
     eval_every             steps between evaluations; None: once an epoch
     patience               stop after so many evaluations without a better one; None: never
-    keep                   which adapter is kept: of the "best" evaluation, or the "last"
+    keep                   which adapter is kept: of the "best" evaluation, the "last", or "auto": the last, unless an
+                           earlier one was better by more than a standard error
     base_dropout           True turns on the base's own dropout, as PEFT does; slower, and no better for LoRA
     precision              dtype of the frozen base: "fp32", "bf16", or "auto": by a measurement
     mode                   "packed", "padded", or "auto": packed where it is exact
@@ -78,7 +79,7 @@ class TrainConfig(StrictModel):
     max_grad_norm: float = pydantic.Field(default=1.0, ge=0)
     eval_every: int | None = pydantic.Field(default=None, ge=1)
     patience: int | None = pydantic.Field(default=None, ge=1)
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["auto", "best", "last"] = "auto"
     base_dropout: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     mode: Literal["auto", "packed", "padded"] = "auto"

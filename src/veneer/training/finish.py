@@ -186,6 +186,7 @@ def finish(
         base_model_name_or_path=adapted.base.name,
         task_type=task_type(adapted),
     )
+    peft_config["revision"] = run.config.base_revision  # PEFT's Auto classes load this one as well
     facts = facts_of(run, trained, measured, first_step_s)
     staging = out.parent / f".{out.name}.run" / "final"
     shutil.rmtree(staging, ignore_errors=True)
@@ -241,6 +242,7 @@ def facts_of(run: Run, trained: Trained, measured: Measured, first_step_s: float
             "tokens_per_second": round(trained.tokens / max(trained.train_seconds, 1e-9), 1),
             "steps": trained.step,
             "best_step": trained.best_step,
+            "kept_step": trained.kept_step,
             "machine": machine(),
         },
         exactness=_exactness(run),

@@ -90,6 +90,7 @@ class Trained:
         best: weights of the best evaluation.
         best_score, best_loss, best_step: its figures.
         worse: evaluations since the best one.
+        kept_step: the step whose weights the model has in the end.
         train_seconds, evaluation_seconds, texts, tokens: what it took so far.
         window: sum of loss * texts, and texts, since the last entry.
     """
@@ -101,6 +102,7 @@ class Trained:
     best_loss: float = math.inf
     best_step: int = 0
     worse: int = 0
+    kept_step: int = 0
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     texts: int = 0
@@ -184,10 +186,28 @@ def train_loop(
         if time.monotonic() - stored_at > config.checkpoint_every_s:
             checkpoint()
             stored_at = time.monotonic()
-    if config.keep == "best" and state.best:
-        load_weights_(weights, state.best)
+    _keep_(weights, state, config, finished=state.step >= plan.steps)
     adapted.model.eval()
     return state
+
+
+def _keep_(
+    weights: Mapping[str, nn.Parameter], state: Trained, config: TrainConfig, *, finished: bool
+) -> None:
+    """Leave the weights to keep in the model.
+
+    "auto" keeps the last ones, at the end of the schedule, unless an earlier evaluation was better by more than a
+    standard error of the score: with few validation texts the best of many evaluations is the luckiest, not the best.
+    A run that stopped early keeps the best.
+    """
+    state.kept_step = state.step
+    evaluations = [entry for entry in state.history if entry["kind"] == "evaluation"]
+    if not evaluations or state.best_score is None or config.keep == "last":
+        return
+    ahead = state.best_score - evaluations[-1]["score"]
+    if config.keep == "best" or not finished or ahead > evaluations[-1].get("standard_error", 0.0):
+        load_weights_(weights, state.best)
+        state.kept_step = state.best_step
 
 
 def make_optimizer(weights: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

@@ -27,7 +27,7 @@ from veneer.evaluation.facts import (
 from veneer.evaluation.model_card import model_card, sequence_classification_usage
 from veneer.evaluation.report import report_html
 from veneer.lora import count_parameters
-from veneer.models.heads import native_pooling
+from veneer.models.heads import head_code, native_pooling
 from veneer.tasks.adapted import Adapted
 from veneer.training.loop import Trained
 from veneer.training.prepare import Run
@@ -109,29 +109,32 @@ def peft_usage(adapted: Adapted) -> str:
     """Python code that gives this adapter's answers with transformers and PEFT alone."""
     task: Any = adapted.task
     base, labels = adapted.base, list(task.labels)
+    cut = f"truncation=True, max_length={adapted.max_length}"
     if native_pooling(adapted.model) == base.pooling:
-        return sequence_classification_usage(base.name, labels, several=task.multi_label, decoder=base.causal)
-    chances = "sigmoid()" if task.multi_label else "softmax(-1)"
-    body = (
-        f"base = AutoModelForSequenceClassification.from_pretrained({base.name!r}, num_labels=len(labels))\n"
-        'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
-        f'batch = tokenizer(["the text to classify"], padding=True, truncation=True, max_length={adapted.max_length}, '
-        'return_tensors="pt")\n'
-        "with torch.no_grad():  # this adapter pools by the "
-        f"{base.pooling}, which transformers' class for this base does not do itself\n"
-        "    states = base.base_model(**batch).last_hidden_state  # (B, L, C)\n"
-        '    inside = batch["attention_mask"].unsqueeze(-1)  # (B, L, 1)\n'
-    )
+        code = sequence_classification_usage(base.name, labels, several=task.multi_label, decoder=base.causal)
+        return code.replace("truncation=True", cut)
     pooled = {
         "mean": "(states * inside).sum(1) / inside.sum(1)",
         "first": "states[:, 0]",
         "last": "states[torch.arange(len(states)), inside.sum(1).squeeze(-1) - 1]",
     }[base.pooling]
+    padding = "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token\n" if base.causal else ""
+    chances = "sigmoid()" if task.multi_label else "softmax(-1)"
     return (
-        "import torch\nfrom peft import PeftModel\n"
+        "import torch\n"
+        "from peft import PeftModel\n"
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f"labels = {labels!r}\ntokenizer = AutoTokenizer.from_pretrained({base.name!r})\n{body}"
-        f"    logits = base.classifier({pooled})\nprint(labels, logits.{chances})\n"
+        f"labels = {labels!r}\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({base.name!r})\n"
+        f"{padding}"
+        f"base = AutoModelForSequenceClassification.from_pretrained({base.name!r}, num_labels=len(labels))\n"
+        'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
+        f'batch = tokenizer(["the text to classify"], padding=True, {cut}, return_tensors="pt")\n'
+        f"with torch.no_grad():  # this adapter pools by the {base.pooling}, which transformers' class does not\n"
+        "    states = base.base_model(**batch).last_hidden_state  # (B, L, C)\n"
+        '    inside = batch["attention_mask"].unsqueeze(-1)  # (B, L, 1)\n'
+        f"    logits = {head_code(adapted.model, pooled)}\n"
+        f"print(labels, logits.{chances})\n"
     )
 
 

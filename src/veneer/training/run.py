@@ -9,6 +9,7 @@ to the same bits. It goes away when the adapter stands. This file joins the part
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import threading
@@ -210,7 +211,8 @@ def _evaluation(run: Run) -> dict[str, Any]:
     with torch.no_grad():
         loss = float(task.loss(torch.from_numpy(outputs), task.collate(targets)))
     name, score = task.score(outputs, targets)
-    return {"loss": loss, "score_name": name, "score": score}
+    error = math.sqrt(max(score * (1.0 - score), 0.0) / len(targets))  # of a share; scores are shares
+    return {"loss": loss, "score_name": name, "score": score, "standard_error": error}
 
 
 def _accelerator(config: TrainConfig, folder: Path) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -50,7 +51,7 @@ class Plan:
 
     def epoch_order(self, epoch: int) -> NDArray[np.int64]:
         """(N,) the texts in the order of this epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+        return _order(self.seed, epoch, self.examples)
 
     def batches(self, step: int) -> list[NDArray[np.int64]]:
         """The texts of a step, a batch each."""
@@ -58,6 +59,14 @@ class Plan:
         order = self.epoch_order(epoch)
         texts = order[index * self.texts_per_step : (index + 1) * self.texts_per_step]
         return [texts[i : i + self.batch_size] for i in range(0, len(texts), self.batch_size)]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
+    """The permutation of an epoch; kept, for every step asks for it."""
+    order = np.random.default_rng([seed, epoch]).permutation(examples)
+    order.flags.writeable = False
+    return order
 
 
 def rate_factor(
