@@ -28,7 +28,7 @@ CHUNK = 1024
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-Rows = Iterator[tuple[dict[str, Any], str, Answer | None]]
+Rows = Iterator[tuple[dict[str, Any], str, Answer]]
 
 
 class Answers(Protocol):
@@ -63,12 +63,17 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def answer_texts(answers: Answers, rows: Iterable[tuple[dict[str, Any], str]], *, chunk: int = CHUNK) -> Rows:
-    """(row, text, answer) for each (row, text), in order; the answer is None where there is no text."""
+    """(row, text, answer) for each (row, text), in order; where there is no text, an answer of None in every key."""
     waiting = iter(rows)
+    blank: Answer | None = None
     while piece := list(islice(waiting, chunk)):
         found = iter(answers.predict([text for _, text in piece if text.strip()]))
         for row, text in piece:
-            yield row, text, next(found) if text.strip() else None
+            if text.strip():
+                yield row, text, next(found)
+            else:
+                blank = blank or dict.fromkeys(answers.predict(["a"])[0])
+                yield row, text, blank
 
 
 def answer_file(
@@ -99,7 +104,7 @@ def answer_file(
     out = Path(out)
     check_out(out, overwrite=overwrite)
     stream = read_texts(source, text_column)
-    columns = _columns(answers.predict(["a"])[0], tuple(all_probabilities))
+    columns = _columns(answers.predict(["a"])[0], all_probabilities)
     names = {key: _free_name(key, stream.columns) for key in columns}
     rows = empty = 0
     with replacing_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
@@ -118,7 +123,8 @@ def answer_file(
 def _columns(answer: Answer, labels: Sequence[str]) -> dict[str, Any]:
     """An answer as column -> value; of the single probabilities only those of `labels`."""
     found = {key: value for key, value in answer.items() if key != "probabilities"}
-    return found | {f"probability_{label}": answer["probabilities"][label] for label in labels}
+    chances = answer["probabilities"] or {} if labels else {}
+    return found | {f"probability_{label}": chances.get(label) for label in labels}
 
 
 def _free_name(name: str, taken: Sequence[str]) -> str:

@@ -13,13 +13,20 @@ from typing import Any
 
 from torch import Tensor
 
-from veneer.adapter import AdapterFolder, read_adapter
+from veneer.adapter import CONFIG, FACTS, TENSORS, AdapterFolder, read_adapter
 from veneer.errors import AdapterError
 from veneer.lora import LoraConfig, count_parameters, lora_config_from_peft, resolve_targets
 from veneer.models.skeleton import skeleton
 from veneer.tasks.fitting import fit_lora
 
-__all__ = ["AdapterDescription", "BaseDescription", "LayerGroup", "describe_adapter", "describe_base"]
+__all__ = [
+    "AdapterDescription",
+    "BaseDescription",
+    "LayerGroup",
+    "describe_adapter",
+    "describe_base",
+    "is_adapter",
+]
 
 _BYTES = 4  # adapters are stored in fp32
 
@@ -149,6 +156,17 @@ class BaseDescription:
         }
 
 
+def is_adapter(what: str | Path) -> bool:
+    """Whether `what` is an adapter folder, whole or damaged, and not a base."""
+    folder = Path(what)
+    own = (CONFIG, TENSORS, FACTS)
+    return (
+        folder.is_dir()
+        and not (folder / "config.json").is_file()
+        and any((folder / n).is_file() for n in own)
+    )
+
+
 def describe_adapter(path: str | Path) -> AdapterDescription:
     """Read an adapter folder, ours or PEFT's, and say what is in it; the base is not needed.
 
@@ -193,7 +211,7 @@ def describe_base(name: str, lora: LoraConfig, *, labels: int = 2) -> BaseDescri
 def _pairs(tensors: Mapping[str, Tensor]) -> tuple[list[tuple[str, int, int, int, int]], dict[str, int]]:
     """The layers in a state of PEFT's names as (name, in, out, r, values), and all other tensors by module."""
     pairs, saved = [], dict[str, int]()
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
         name = key.removeprefix("base_model.model.")
         factor = re.fullmatch(r"(.*)\.lora_(embedding_)?A(\.weight)?", name)
         if factor is not None:

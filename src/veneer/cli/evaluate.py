@@ -1,0 +1,87 @@
+"""`veneer evaluate`: how good an adapter is on labelled rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from veneer.cli.console import Output
+from veneer.cli.flags import COLUMNS, LOADING, OUTPUT, VARIANT, with_flags
+from veneer.cli.predict import loaded
+from veneer.cli.scores import confusion_table, label_table, scores_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from veneer.tasks.evaluating import Evaluated
+
+__all__ = ["EXAMPLES", "evaluate"]
+
+EXAMPLES = """\
+[dim]Examples[/]
+$ veneer evaluate adapters/messages test.csv
+$ veneer evaluate adapters/messages test.csv --text-column body --label-column kind
+$ veneer evaluate adapters/sst2 sst2 --json
+"""
+
+
+@with_flags(*COLUMNS, VARIANT, *LOADING, *OUTPUT)
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A labelled file; or a named source, whose test part counts.", show_default=False
+        ),
+    ],
+    **settings: Any,
+) -> None:
+    """Measure an adapter on labelled rows.
+
+    Labels that the adapter does not know are an error, never a wrong answer.
+    """
+    output = Output(json=settings["json"], quiet=settings["quiet"])
+    with output.working():
+        from veneer.cli.progress import Counter
+        from veneer.tasks import evaluating
+
+        adapted = loaded(adapter, settings)
+        with Counter(output, "texts") as counter:
+            done = evaluating.evaluate(
+                adapted,
+                source,
+                text_column=settings["text_column"],
+                label_column=settings["label_column"],
+                variant=settings["variant"],
+                progress=counter,
+            )
+        output.choices(done.choices)
+        for warning in done.warnings:
+            output.warn(warning)
+    task: Any = adapted.task
+    value = {
+        "adapter": str(adapter),
+        "base": adapted.base.name,
+        "source": source,
+        "labels": list(task.labels),
+        "rows": done.rows,
+        "metrics": done.metrics.to_json(),
+        "precision": adapted.precision.name,
+        "seconds": round(done.seconds, 3),
+        "texts_per_second": round(done.rows / max(done.seconds, 1e-9), 1),
+    }
+    output.result(value, lambda console: _show(console, done))
+
+
+def _show(console: Console, done: Evaluated) -> None:
+    metrics: Any = done.metrics
+    found = metrics.to_json()
+    console.print()
+    console.print(scores_table([("these rows", metrics.summary())]))
+    console.print()
+    console.print(label_table(metrics.per_label))
+    if found.get("confusion") is not None or found.get("confusions"):
+        console.print()
+        console.print(confusion_table(metrics.labels, found["confusion"], found["confusions"]))

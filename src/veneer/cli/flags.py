@@ -1,0 +1,404 @@
+"""The flags of the verbs, in tables: name, place in the configuration, type, help, group.
+
+A flag that is not given is None and says nothing, so that it never overrides a file. This file knows names, and no
+configuration class (they are heavy to import); a test holds the names against them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+__all__ = [
+    "ADAPTER",
+    "ANSWERS",
+    "BASE",
+    "COLUMNS",
+    "DATA",
+    "EXAMPLE_COUNT",
+    "LABELS",
+    "LOADING",
+    "OUTPUT",
+    "RUN",
+    "TRAINING",
+    "VARIANT",
+    "Flag",
+    "assignments",
+    "nested",
+    "with_flags",
+]
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One option of the command line.
+
+    name    as it is written, without the dashes
+    key     dotted place in the configuration, such as "lora.r"; None: not part of it
+    kind    its type, as typer takes it
+    help    one line
+    panel   group in --help
+    short   one letter, or ""
+    read    turns what was written (True for a switch) into the configuration's value
+    """
+
+    name: str
+    key: str | None
+    kind: Any
+    help: str
+    panel: str
+    short: str = ""
+    metavar: str | None = None
+    read: Callable[[Any], Any] = lambda value: value
+
+    @property
+    def parameter(self) -> str:
+        """Its name in Python."""
+        return self.name.replace("-", "_")
+
+    def option(self) -> inspect.Parameter:
+        """Itself as a parameter that typer reads."""
+        names = [f"--{self.name}"] + ([f"-{self.short}"] if self.short else [])
+        info = typer.Option(
+            *names,
+            help=self.help,
+            rich_help_panel=self.panel,
+            metavar=" " if self.kind is bool else self.metavar,
+            show_default=False,
+        )
+        return inspect.Parameter(
+            self.parameter,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if self.kind is bool else None,
+            annotation=Annotated[bool if self.kind is bool else self.kind | None, info],
+        )
+
+
+def names_or_pattern(given: str) -> str | list[str]:
+    """What --target-modules means: "all-linear", a regular expression, or names with commas between them.
+
+    >>> names_or_pattern("query,value"), names_or_pattern(r".*\\.(query|value)"), names_or_pattern("all-linear")
+    (['query', 'value'], '.*\\\\.(query|value)', 'all-linear')
+    """
+    if given == "all-linear" or re.search(r"[\\^$*+?()\[\]{}|]", given):
+        return given
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _values(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _no(_: bool) -> bool:
+    return False
+
+
+def _init(given: str) -> str | bool:
+    return {"true": True, "false": False}.get(given.lower(), given)
+
+
+DATA = (
+    Flag("text-column", "data.text_column", str, "The column to read.", "Data", metavar="NAME"),
+    Flag("label-column", "data.label_column", str, "The column to predict.", "Data", metavar="NAME"),
+    Flag(
+        "validation",
+        "data.validation",
+        str,
+        "A file of your own to choose the best step by.",
+        "Data",
+        metavar="FILE",
+    ),
+    Flag("test", "data.test", str, "A file of your own to measure on.", "Data", metavar="FILE"),
+    Flag(
+        "validation-fraction",
+        "data.validation_fraction",
+        float,
+        "Share split off for validation (0.1).",
+        "Data",
+        metavar="X",
+    ),
+    Flag(
+        "test-fraction",
+        "data.test_fraction",
+        float,
+        "Share split off for the test (0.2).",
+        "Data",
+        metavar="X",
+    ),
+    Flag("variant", "data.variant", str, "Of a named source, such as balanced.", "Data", metavar="NAME"),
+    Flag("max-rows", "data.max_rows", int, "Use at most so many rows.", "Data", metavar="N"),
+    Flag("split-seed", "data.seed", int, "Decides the split (0).", "Data", metavar="N"),
+    Flag("multi-label", "data.multi_label", bool, "A text may have several labels.", "Data"),
+    Flag(
+        "label-separator",
+        "data.label_separator",
+        str,
+        "What stands between several labels.",
+        "Data",
+        metavar="TEXT",
+    ),
+    Flag("delimiter", "data.delimiter", str, "What stands between the columns.", "Data", metavar="CHAR"),
+    Flag("encoding", "data.encoding", str, "Of the file, such as cp1252.", "Data", metavar="NAME"),
+    Flag("no-header", "data.header", bool, "The first line holds no names.", "Data", read=_no),
+    Flag(
+        "on-missing-label",
+        "data.on_missing_label",
+        Literal["error", "drop"],
+        "error, or drop such rows (error).",
+        "Data",
+        metavar="WHAT",
+    ),
+)
+
+BASE = (
+    Flag("base", "base", str, "Hub name or folder (all-MiniLM-L6-v2).", "Base", "b", metavar="NAME"),
+    Flag("max-length", "max_length", int, "Tokens that a text is cut to.", "Base", metavar="N"),
+)
+
+ADAPTER = (
+    Flag("r", "lora.r", int, "Rank of the adapter (16).", "Adapter", metavar="N"),
+    Flag("lora-alpha", "lora.lora_alpha", float, "Scaling is lora-alpha / r (2 r).", "Adapter", metavar="X"),
+    Flag("lora-dropout", "lora.lora_dropout", float, "Dropout before A (0).", "Adapter", metavar="X"),
+    Flag(
+        "target-modules",
+        "lora.target_modules",
+        str,
+        "Names with commas, a regular expression, or all-linear.",
+        "Adapter",
+        metavar="NAMES",
+        read=names_or_pattern,
+    ),
+    Flag(
+        "exclude-modules",
+        "lora.exclude_modules",
+        str,
+        "Layers to leave out, written the same way.",
+        "Adapter",
+        metavar="NAMES",
+        read=names_or_pattern,
+    ),
+    Flag(
+        "bias",
+        "lora.bias",
+        Literal["none", "lora_only", "all"],
+        "Which train: none, lora_only, all (none).",
+        "Adapter",
+        metavar="WHICH",
+    ),
+    Flag("use-rslora", "lora.use_rslora", bool, "Scaling is lora-alpha / sqrt(r).", "Adapter"),
+    Flag(
+        "init-lora-weights",
+        "lora.init_lora_weights",
+        str,
+        "true, false, gaussian or pissa (true).",
+        "Adapter",
+        metavar="NAME",
+        read=_init,
+    ),
+    Flag(
+        "modules-to-save",
+        "lora.modules_to_save",
+        str,
+        "Modules trained whole (the head).",
+        "Adapter",
+        metavar="NAMES",
+        read=_values,
+    ),
+)
+
+TRAINING = (
+    Flag("epochs", "epochs", int, "Passes over the texts (by their number).", "Training", "e", metavar="N"),
+    Flag("batch-size", "batch_size", int, "Texts in a batch (16).", "Training", metavar="N"),
+    Flag(
+        "learning-rate", "learning_rate", float, "Peak rate of AdamW (0.001).", "Training", "l", metavar="X"
+    ),
+    Flag(
+        "gradient-accumulation",
+        "gradient_accumulation",
+        int,
+        "Batches in a step (1).",
+        "Training",
+        metavar="N",
+    ),
+    Flag("weight-decay", "weight_decay", float, "Of A, B and the head (0.01).", "Training", metavar="X"),
+    Flag(
+        "schedule",
+        "schedule",
+        Literal["linear", "cosine", "constant"],
+        "linear, cosine or constant (linear).",
+        "Training",
+        metavar="HOW",
+    ),
+    Flag("warmup", "warmup", float, "Share of steps in which the rate rises (0.1).", "Training", metavar="X"),
+    Flag(
+        "pooling",
+        "pooling",
+        Literal["auto", "mean", "first", "last"],
+        "auto, mean, first or last (auto).",
+        "Training",
+        metavar="HOW",
+    ),
+    Flag(
+        "class-weights",
+        "class_weights",
+        Literal["none", "balanced"],
+        "none, or balanced for rare labels (none).",
+        "Training",
+        metavar="HOW",
+    ),
+    Flag("label-smoothing", "label_smoothing", float, "In 0 to 1 (0).", "Training", metavar="X"),
+    Flag("eval-every", "eval_every", int, "Steps between evaluations (an epoch).", "Training", metavar="N"),
+    Flag("patience", "patience", int, "Stop after so many without a better one.", "Training", metavar="N"),
+    Flag(
+        "keep",
+        "keep",
+        Literal["best", "last"],
+        "The best adapter, or the last (best).",
+        "Training",
+        metavar="WHICH",
+    ),
+    Flag(
+        "precision",
+        "precision",
+        Literal["auto", "fp32", "bf16"],
+        "Of the base: auto, fp32 or bf16 (auto).",
+        "Training",
+        metavar="TYPE",
+    ),
+    Flag(
+        "mode",
+        "mode",
+        Literal["auto", "packed", "padded"],
+        "auto, packed or padded (auto).",
+        "Training",
+        metavar="HOW",
+    ),
+    Flag("device", "device", str, "auto, cpu, cuda or mps (auto).", "Training", metavar="NAME"),
+    Flag("seed", "seed", int, "Of new weights, order and dropout (0).", "Training", metavar="N"),
+    Flag("no-baselines", "baselines", bool, "Don't compare with simpler means.", "Training", read=_no),
+    Flag(
+        "tracker",
+        "trackers",
+        list[str],
+        "tensorboard, wandb, ...; may be repeated.",
+        "Training",
+        metavar="NAME",
+    ),
+)
+
+COLUMNS = DATA[:2]
+VARIANT = next(flag for flag in DATA if flag.name == "variant")
+LABELS = Flag("labels", None, int, "Labels of the head that a base gets (2).", "Adapter", metavar="N")
+EXAMPLE_COUNT = Flag("examples", None, int, "Texts to show token by token (5).", "Output", "n", metavar="N")
+
+LOADING = (
+    Flag("base", None, str, "Where its base lies now.", "Adapter", "b", metavar="NAME"),
+    Flag(
+        "precision",
+        None,
+        Literal["auto", "fp32", "bf16"],
+        "Of the base: auto, fp32 or bf16 (auto).",
+        "Adapter",
+        metavar="TYPE",
+    ),
+    Flag("device", None, str, "auto, cpu, cuda or mps (auto).", "Adapter", metavar="NAME"),
+    Flag("no-verify", None, bool, "Don't replay its stored answers.", "Adapter"),
+)
+
+RUN = (
+    Flag("config", None, Path, "A YAML file; flags win over it.", "Training", "c", metavar="FILE"),
+    Flag("set", None, list[str], "Any other key of the configuration.", "Training", metavar="KEY=VALUE"),
+    Flag("out", None, Path, "The adapter folder (adapters/NAME).", "Output", "o", metavar="FOLDER"),
+    Flag("overwrite", None, bool, "Replace an adapter that stands there.", "Output"),
+    Flag("fresh", None, bool, "Discard an unfinished run.", "Output"),
+)
+
+ANSWERS = (
+    Flag("file", None, Path, "csv, tsv, json, jsonl, parquet or txt.", "Data", "f", metavar="FILE"),
+    Flag("text-column", None, str, "The column of --file to read.", "Data", metavar="NAME"),
+    Flag("out", None, Path, "--file with its answers: .csv .tsv .jsonl", "Output", "o", metavar="FILE"),
+    Flag("all-probabilities", None, bool, "The probability of every label.", "Output"),
+    Flag("overwrite", None, bool, "Replace --out.", "Output"),
+)
+
+OUTPUT = (
+    Flag("json", None, bool, "One JSON object on standard output.", "Output"),
+    Flag("quiet", None, bool, "Only the result.", "Output", "q"),
+    Flag("debug", None, bool, "Show the trace of an error.", "Output"),
+)
+
+
+def with_flags(*flags: Flag) -> Callable[[Verb], Verb]:
+    """Give a verb these options behind its own parameters; they come in as keyword arguments."""
+
+    def decorate(verb: Verb) -> Verb:
+        given = inspect.signature(verb, eval_str=True)
+        own = [p for p in given.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        taken = {p.name for p in own}
+        more = [flag.option() for flag in flags if flag.parameter not in taken]
+        verb.__signature__ = given.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        verb.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
+        return verb
+
+    return decorate
+
+
+def nested(flags: Iterable[Flag], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, as a mapping of the configuration's keys.
+
+    >>> nested(ADAPTER, {"r": 4, "lora_alpha": None, "target_modules": "query,value"})
+    {'lora': {'r': 4, 'target_modules': ['query', 'value']}}
+    """
+    found: dict[str, Any] = {}
+    for flag in flags:
+        value = settings.get(flag.parameter)
+        if flag.key is not None and value not in (None, False, [], ()):
+            _put(found, flag.key, flag.read(value))
+    return found
+
+
+def assignments(given: Iterable[str]) -> dict[str, Any]:
+    """What --set says, each "key=value" with a dotted key; a value is JSON or YAML, else text.
+
+    >>> assignments(["lora.use_rslora=true", "data.max_rows=100", "base=some/name"])
+    {'lora': {'use_rslora': True}, 'data': {'max_rows': 100}, 'base': 'some/name'}
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise typer.BadParameter(f"--set {text!r}: expected key=value, such as lora.use_rslora=true.")
+        _put(found, key.strip(), _value(value))
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        import yaml
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+
+
+def _put(mapping: dict[str, Any], key: str, value: Any) -> None:
+    first, dot, rest = key.partition(".")
+    if not dot:
+        mapping[first] = value
+        return
+    inner = mapping.setdefault(first, {})
+    if not isinstance(inner, dict):
+        raise typer.BadParameter(f"{first!r} is given a value of its own, and {key!r} as well.")
+    _put(inner, rest, value)

@@ -1,0 +1,148 @@
+"""`veneer inspect`: what an adapter folder is, or what would be adapted of a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from veneer.cli.console import Output, facts_table, table
+from veneer.cli.flags import ADAPTER, LABELS, OUTPUT, nested, with_flags
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from veneer.tasks.describe import AdapterDescription, BaseDescription, LayerGroup
+
+__all__ = ["EXAMPLES", "inspect"]
+
+EXAMPLES = """\
+[dim]Examples[/]
+$ veneer inspect adapters/messages
+$ veneer inspect openai-community/gpt2 --target-modules all-linear --r 16
+$ veneer inspect path/to/a/base --target-modules query,value --labels 5 --json
+"""
+
+
+@with_flags(*ADAPTER, LABELS, *OUTPUT)
+def inspect(
+    what: Annotated[
+        str, typer.Argument(help="An adapter folder, or a base: hub name or folder.", show_default=False)
+    ],
+    **settings: Any,
+) -> None:
+    """Say what an adapter is, or what would be adapted of a base.
+
+    No weight of the base is loaded for either.
+    """
+    output = Output(json=settings["json"], quiet=settings["quiet"])
+    with output.working():
+        from veneer.tasks.describe import describe_adapter, describe_base, is_adapter
+        from veneer.training.config import resolved_lora
+
+        given = nested(ADAPTER, settings).get("lora", {})
+        if is_adapter(what):
+            if given or settings["labels"]:
+                raise typer.BadParameter(f"{what} is an adapter; flags of the adapter go with a base.")
+            adapter = describe_adapter(what)
+            value, show = adapter.to_json(), lambda console: _show_adapter(console, adapter)
+        else:
+            base = describe_base(what, resolved_lora(given), labels=settings["labels"] or 2)
+            value, show = base.to_json(), lambda console: _show_base(console, base)
+    output.result(value, show)
+
+
+def _show_adapter(console: Console, adapter: AdapterDescription) -> None:
+    from veneer.evaluation.wording import bytes_text
+
+    folder, facts = adapter.folder, adapter.folder.facts
+    made = (
+        "Veneer" if adapter.made_by == "veneer" else "PEFT (no veneer.json: labels and metrics are not known)"
+    )
+    rows = [("adapter", str(folder.path)), ("made by", made), ("base", adapter.base or "not said")]
+    if facts is not None:
+        rows[2] = ("base", f"{facts.base.name}, {facts.base.family}, {facts.base.content_hash[:19]}...")
+        labels = [str(label) for label in facts.task_facts.get("labels", ())]
+        rows += [
+            (
+                "task",
+                f"{facts.task}, {facts.task_facts.get('pooling')} pooling, {facts.max_length} tokens at most",
+            ),
+            ("labels", f"{len(labels)}: {_listed(labels)}"),
+            *_metric_rows(facts.metrics),
+            ("data", _data_line(facts.data)),
+            ("exactness", _exactness(facts.exactness)),
+            ("made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items())),
+        ]
+    saved = ", ".join(adapter.saved) or "none"
+    size = f"{adapter.parameters:,} ({bytes_text(folder.size_bytes)})"
+    rows += [("parameters", size), ("lora", _lora_line(adapter.lora)), ("saved whole", saved)]
+    rows.append(("files", ", ".join(adapter.files)))
+    console.print(facts_table(rows))
+    console.print()
+    console.print(_layers(adapter.groups))
+
+
+def _show_base(console: Console, base: BaseDescription) -> None:
+    from veneer.evaluation.wording import bytes_text
+
+    kept = f"{', '.join(base.saved)} ({base.saved_parameters:,} parameters)" if base.saved else "none"
+    rows = [
+        ("base", f"{base.name}, {base.family}"),
+        ("reads", f"{base.max_length} tokens at most, {base.pooling} pooling"),
+        ("head", f"{base.labels} labels; trained whole: {kept}"),
+        ("lora", _lora_line(base.lora)),
+        ("parameters", f"{base.parameters:,}"),
+        ("would train", f"{base.trainable:,} ({base.share:.2%} of all)"),
+        ("adapter", f"{bytes_text(base.size_bytes)} on disk"),
+    ]
+    if base.not_adapted:
+        rows.append(("left out", f"{', '.join(base.not_adapted)} (no output depends on it)"))
+    console.print(facts_table(rows))
+    console.print()
+    console.print(_layers(base.groups))
+
+
+def _layers(groups: Sequence[LayerGroup]) -> Any:
+    found = table("layers", "", "in", "out", "r", "parameters", numbers=(1, 2, 3, 4, 5))
+    for group in groups:
+        sizes = (f"{n:,}" for n in (group.in_features, group.out_features, group.r, group.parameters))
+        found.add_row(group.pattern, f"{group.layers} ×", *sizes)
+    return found
+
+
+def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for split, found in metrics.items():
+        said = []
+        for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
+            bounds = found.get("intervals", {}).get(key)
+            between = f" ({100 * bounds['low']:.1f} – {100 * bounds['high']:.1f})" if bounds else ""
+            said.append(f"{name} {100 * found[key]:.1f} %{between}")
+        rows.append((split, f"{', '.join(said)}, {found['n']:,} texts"))
+    return rows
+
+
+def _data_line(data: dict[str, Any]) -> str:
+    sizes = ", ".join(f"{name} {n:,}" for name, n in data.get("sizes", {}).items() if n)
+    return f"{data.get('source', 'not said')} ({sizes}), sha256 {str(data.get('content_hash', ''))[:12]}..."
+
+
+def _exactness(found: dict[str, Any]) -> str:
+    return f"{found.get('precision')}, {found.get('mode')}; base dropout {found.get('base_dropout')}"
+
+
+def _lora_line(lora: Any) -> str:
+    targets = (
+        lora.target_modules if isinstance(lora.target_modules, str) else _listed(lora.target_modules or ())
+    )
+    more = [f"bias {lora.bias}"] if lora.bias != "none" else []
+    more += ["rslora"] if lora.use_rslora else []
+    more += [f"init {lora.init_lora_weights}"] if lora.init_lora_weights is not True else []
+    return ", ".join([f"r {lora.r}, alpha {lora.lora_alpha:g}, on {targets}", *more])
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,125 @@
+"""`veneer`: the verbs together, and what becomes of their errors.
+
+An error of the tree in `veneer.errors` is one paragraph on standard error, and its own exit code; with --json it is
+one object on standard output as well. --debug shows the trace of any. This file knows errors and exit codes, and not
+what a verb does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+import veneer
+from veneer.cli import evaluate, inspect, predict, preview, train
+from veneer.cli.console import print_error, print_json
+from veneer.errors import VeneerError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED, BROKEN_PIPE = 130, 141
+_UsageError = typer.BadParameter.__mro__[1]  # click's own, whichever click typer brings
+
+_EXAMPLES = """\
+[dim]Start with the example data, then with a table of your own:[/]
+$ veneer train example
+$ veneer predict adapters/example "my parcel is late"
+$ veneer preview messages.csv
+$ veneer train messages.csv
+"""
+
+app = typer.Typer(
+    name="veneer",
+    help="LoRA fine-tuning that is exact, fast on small machines, and never silently wrong.",
+    epilog=_EXAMPLES,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (train, predict, evaluate, inspect, preview):
+    app.command(epilog=verb.EXAMPLES)(getattr(verb, verb.__name__.rpartition(".")[2]))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"veneer {veneer.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0; 1 failed; 2 something given has to be changed; 130 Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    options = given[: given.index("--")] if "--" in given else given
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # a stream of a test or of an embedding program
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        code = app(given, prog_name="veneer", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        return _broken_pipe()
+    except KeyboardInterrupt:
+        return _told("Interrupted", "interrupted; nothing was half written.", INTERRUPTED, options)
+    except Exception as error:
+        if "--debug" in options and not isinstance(error, _UsageError):
+            import traceback
+
+            traceback.print_exc()
+        return _told(type(error).__name__, *_explained(error), options)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """An error as a paragraph and an exit code."""
+    if isinstance(error, VeneerError):
+        return str(error), error.exit_code
+    if isinstance(error, _UsageError):
+        return _usage(error), 2
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    return (
+        f"{said}. This is a fault of Veneer's, not yours. --debug shows where it happened; please report it with the "
+        "command that you gave.",
+        1,
+    )
+
+
+def _usage(error: Any) -> str:
+    path = error.ctx.command_path if error.ctx is not None else "veneer"
+    return f"{error.format_message()} See: {path} --help"
+
+
+def _told(kind: str, message: str, code: int, options: Sequence[str]) -> int:
+    """Print an error where people and programs look for it."""
+    try:
+        print_error(message)
+        if "--json" in options:
+            print_json({"error": {"type": kind, "message": message}})
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _broken_pipe()
+    return code
+
+
+def _broken_pipe() -> int:
+    """Whoever read our output has stopped: end quietly, also when Python flushes at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE

@@ -1,0 +1,149 @@
+"""`veneer preview`: what the model will read of a source, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from veneer.cli.console import Output, table
+from veneer.cli.flags import BASE, DATA, EXAMPLE_COUNT, OUTPUT, nested, with_flags
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from veneer.data.preview import Preview, PreviewText, ShownToken
+
+__all__ = ["EXAMPLES", "preview"]
+
+EXAMPLES = """\
+[dim]Examples[/]
+$ veneer preview messages.csv
+$ veneer preview example --examples 10
+$ veneer preview sms-spam --variant balanced --base openai-community/gpt2
+"""
+_BAR = 30  # columns of the longest bar
+_MOST_TOKENS = 60  # of an example that are shown
+_MOST_LABELS = 20
+
+
+@with_flags(*DATA, *BASE, EXAMPLE_COUNT, *OUTPUT)
+def preview(
+    source: Annotated[
+        str, typer.Argument(help="A file, a named source, or a data set of the hub.", show_default=False)
+    ],
+    **settings: Any,
+) -> None:
+    """Show what the model will read, down to the tokens.
+
+    Labels, lengths, cuts and repeats; only the tokenizer and the configuration of the base are loaded.
+    """
+    output = Output(json=settings["json"], quiet=settings["quiet"])
+    given = nested((*DATA, *BASE), settings)
+    with output.working():
+        from veneer.data.config import DataConfig
+        from veneer.models.locate import DEFAULT_BASE
+        from veneer.tasks.previewing import preview_source
+
+        config = DataConfig.parse(given.get("data", {}) | {"source": source}, where="the command line")
+        base = given.get("base", DEFAULT_BASE)
+        shown = 5 if settings["examples"] is None else settings["examples"]
+        found = preview_source(config, base, max_length=given.get("max_length"), examples=shown)
+        output.choices(found.choices)
+        for warning in found.warnings:
+            output.warn(warning)
+    output.result(_as_json(source, base, found), lambda console: _show(console, found))
+
+
+def _as_json(source: str, base: str, found: Preview) -> dict[str, Any]:
+    return {
+        "source": source,
+        "base": base,
+        "labels": {split: dict(counts) for split, counts in found.label_counts.items()},
+        "lengths": {split: vars(stats) for split, stats in found.lengths.items()},
+        "histogram": [{"up_to": bound, "texts": n} for bound, n in found.histogram],
+        "max_length": found.max_length,
+        "cut": dict(found.cut),
+        "measured": dict(found.measured),
+        "counts": dict(found.counts),
+        "choices": [vars(choice) for choice in found.choices],
+        "warnings": list(found.warnings),
+        "examples": [_text_as_json(text) for text in found.examples],
+        "shortest": found.shortest and _text_as_json(found.shortest),
+        "longest": found.longest and _text_as_json(found.longest),
+    }
+
+
+def _text_as_json(text: PreviewText) -> dict[str, Any]:
+    return vars(text) | {"labels": list(text.labels), "tokens": [vars(token) for token in text.tokens]}
+
+
+def _show(console: Console, found: Preview) -> None:
+    console.print()
+    console.print(_label_table(found))
+    console.print("\ntokens of a training text, special tokens included", style="dim")
+    for low, bound, n in _bins(found.histogram):
+        most = max(n for _, n in found.histogram)
+        bar = "█" * round(_BAR * n / most) or ("▏" if n else "")
+        console.print(f"{low:>6}-{bound:<6} {bar} {n:,}")
+    stats = found.lengths["train"]
+    cut = sum(found.cut.values())
+    limit = (
+        f"; {f'{cut:,}' if cut else 'none'} longer than the {found.max_length:,} that are read"
+        if found.max_length
+        else ""
+    )
+    console.print(f"shortest {stats.shortest}, mean {stats.mean:.0f}, longest {stats.longest:,}{limit}")
+    named = [("shortest", found.shortest), ("longest", found.longest)]
+    console.print("\ntexts as tokens: · a blank, | a break, <> a special token", style="dim")
+    for text in found.examples:
+        _show_text(console, ", ".join(text.labels), text)
+    for name, one in named:
+        if one is not None:
+            _show_text(console, f"the {name}: {', '.join(one.labels)}", one)
+
+
+def _label_table(found: Preview) -> Any:
+    from rich.text import Text
+
+    splits = [split for split, counts in found.label_counts.items() if sum(counts.values())]
+    shown = table("label", *splits, numbers=range(1, len(splits) + 1))
+    labels = list(found.label_counts["train"])
+    for label in labels[:_MOST_LABELS]:
+        shown.add_row(Text(label), *(f"{found.label_counts[split][label]:,}" for split in splits))
+    if len(labels) > _MOST_LABELS:
+        shown.add_row(Text(f"and {len(labels) - _MOST_LABELS} more", style="dim"))
+    return shown
+
+
+def _bins(histogram: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
+    low = 1
+    for bound, n in histogram:
+        yield low, bound, n
+        low = bound + 1
+
+
+def _show_text(console: Console, title: str, text: PreviewText) -> None:
+    from rich.text import Text
+
+    console.print(Text.assemble((title or "no label", "bold"), (f"  {text.length:,} tokens", "dim")))
+    line = Text("  ")
+    shown = text.tokens[:_MOST_TOKENS]
+    for place, token in enumerate(shown):
+        bare = console.is_terminal or place == 0 or shown[place - 1].special
+        line.append(*_styled(token, place, bar=not bare))
+    if len(text.tokens) > _MOST_TOKENS:
+        line.append(f" ... and {len(text.tokens) - _MOST_TOKENS:,} more", style="dim")
+    console.print(line, overflow="fold")
+
+
+def _styled(token: ShownToken, place: int, *, bar: bool) -> tuple[str, str]:
+    """A token, with a bar before it if it needs one, and its colour; what is cut off is struck out."""
+    shown = "".join("·" if c == " " else "⏎" if c == "\n" else "→" if c == "\t" else c for c in token.text)
+    if token.special:
+        return f"<{shown.strip('<>[]|')}>", "dim magenta"
+    if bar and not shown.startswith(("·", "⏎", "→")):
+        shown = f"|{shown}"
+    style = "cyan" if place % 2 else "green"
+    return shown, style if token.read else "dim strike"
