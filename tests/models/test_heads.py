@@ -11,7 +11,14 @@ from torch import Tensor
 
 from reference.families import FAMILIES, PADDED_ONLY, Family, family_of
 from veneer.errors import BaseError
-from veneer.models.heads import check_head, head_logits, head_modules, native_pooling, unread_modules
+from veneer.models.heads import (
+    check_head,
+    head_code,
+    head_logits,
+    head_modules,
+    native_pooling,
+    unread_modules,
+)
 
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 MORE: dict[str, Family] = {
@@ -98,6 +105,16 @@ def test_the_head_depends_on_its_modules_and_on_no_unread_one(name: str, pooling
         assert not any(n.startswith(module) for n in read)
     poolers = {n for n, m in model.named_modules() if "pooler" in n and isinstance(m, torch.nn.Linear)}
     assert set(unread) == (set() if pooling == "first" else poolers)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_head_as_code_is_the_head(name: str) -> None:
+    base = ALL[name].model()
+    states = torch.randn(4, 16)
+    for pooling in {"mean", "first", "last"} - {native_pooling(base)}:
+        expected = head_logits(base, states, pooling)  # type: ignore[arg-type]
+        found = eval(head_code(base, "states"), {"torch": torch, "base": base, "states": states})
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_a_head_of_an_unknown_form_is_refused_by_its_name() -> None:

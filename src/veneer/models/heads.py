@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from veneer.errors import BaseError
 
-__all__ = ["Pooling", "check_head", "head_logits", "head_modules", "native_pooling", "unread_modules"]
+__all__ = [
+    "Pooling",
+    "check_head",
+    "head_code",
+    "head_logits",
+    "head_modules",
+    "native_pooling",
+    "unread_modules",
+]
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -65,6 +73,28 @@ def _through_pooler(m: Any, form: str, pooled: Tensor) -> Tensor:
     if isinstance(pooler, nn.Linear) or hasattr(pooler, "base_layer"):  # ALBERT: a layer, its tanh beside it
         return m.base_model.pooler_activation(pooler(pooled))
     return pooler(pooled.unsqueeze(1))
+
+
+def head_code(model: nn.Module, pooled: str) -> str:
+    """`head_logits` as a line of Python over transformers' model, for people who read an adapter without Veneer.
+
+    Args:
+        model: called `base` in the line.
+        pooled: the expression of the pooled states (B, C); of another pooling than BERT's and DeBERTa's own.
+
+    >>> head_code(bert, "states.mean(1)")  # doctest: +SKIP
+    'base.classifier(states.mean(1))'
+    """
+    form = _form(model)
+    if form == "score":
+        return f"base.score({pooled})"
+    if form == "distilbert":
+        return f"base.classifier(torch.relu(base.pre_classifier({pooled})))"
+    if form == "prediction_head":
+        return f"base.classifier(base.head({pooled}))"
+    if form == "classification_head":
+        return f"base.classifier(({pooled}).unsqueeze(1))"
+    return f"base.classifier({pooled})"
 
 
 def check_head(model: nn.Module) -> None:
@@ -148,6 +178,12 @@ def _form(model: nn.Module) -> str:
         f"Veneer does not know the classification head of {type(model).__name__}. "
         "Known forms: those of GPT-2 and the decoders, BERT, RoBERTa, DistilBERT, ModernBERT, DeBERTa."
     )
+
+
+def pooler_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of modules of the base that stand between the pooled state and the head, and read float32 as it does."""
+    m: Any = model
+    return (f"{m.base_model_prefix}.pooler",) if _form(model) == "bert" else ()
 
 
 def unread_modules(model: nn.Module, pooling: Pooling) -> tuple[str, ...]:

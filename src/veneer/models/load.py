@@ -22,7 +22,7 @@ from torch import nn
 
 from veneer.errors import BaseError
 from veneer.models.hashing import content_hash, weight_files
-from veneer.models.heads import Pooling, check_head, head_modules, native_pooling
+from veneer.models.heads import Pooling, check_head, head_modules, native_pooling, pooler_modules
 from veneer.models.locate import DEFAULT_BASE, Location, locate
 
 __all__ = [
@@ -77,6 +77,11 @@ class Base:
     def causal(self) -> bool:
         """True for decoders: a token sees only what stands before it."""
         return native_pooling(self.model) == "last"
+
+    @property
+    def float32_modules(self) -> tuple[str, ...]:
+        """Names of modules that read pooled states, so that they stay in float32 whatever the body computes in."""
+        return (*self.head, *pooler_modules(self.model))
 
     def with_pooling(self, pooling: Pooling) -> Base:
         """The same base, read by another pooling, with the head that this needs."""

@@ -178,7 +178,7 @@ def adapt(
     model = base.model
     report = attach(model, lora, seed=seed, strict=strict)
     runner = Runner.of(model, mode=mode)
-    cast_frozen_(model, precision.dtype, keep=base.head)
+    cast_frozen_(model, precision.dtype, keep=base.float32_modules)
     model.to(device)
     limit = base.max_length if max_length is None else min(max_length, base.max_length)
     return Adapted(base, runner, task, lora, report, limit, precision)
@@ -214,7 +214,8 @@ def load(
     name = base or folder.peft_config.get("base_model_name_or_path")
     if not name:
         raise AdapterError(f"{folder.path} does not say which base it belongs to. Name it with --base.")
-    found = load_base(str(name), labels=_labels_of(task))
+    revision = None if base else folder.peft_config.get("revision")
+    found = load_base(str(name), labels=_labels_of(task), revision=revision)
     if folder.facts is None:
         found, task = _foreign(found, task)
     else:
@@ -233,7 +234,7 @@ def load(
     if verify and folder.facts is not None and folder.facts.golden is not None:
         replay(adapted, folder.facts.golden)
     chosen = choose_precision(precision, adapted.device)
-    cast_frozen_(adapted.model, chosen.dtype, keep=found.head)
+    cast_frozen_(adapted.model, chosen.dtype, keep=found.float32_modules)
     return Adapted(
         found, adapted.runner, task, lora, adapted.report, adapted.max_length, chosen, facts=folder.facts
     )
@@ -251,12 +252,20 @@ def replay(adapted: Adapted, golden: Golden) -> None:
 
     Raises:
         DriftError: an output differs by more than the tolerance.
+        AdapterError: what is stored does not fit the adapter.
     """
+    if not golden.inputs:
+        return
     outputs = adapted.outputs_of(_Sequences(adapted.encode([str(text) for text in golden.inputs])))
     stored = np.asarray(golden.outputs, dtype=np.float32)
+    if outputs.shape != stored.shape:
+        raise AdapterError(
+            f"veneer.json stores golden outputs of the shape {stored.shape}, the adapter gives {outputs.shape}. "
+            "The folder is damaged; train it again."
+        )
     difference = np.abs(outputs - stored)
     limit = golden.tolerance * max(1.0, float(np.abs(stored).max()))
-    if difference.max() > limit:
+    if not difference.max() <= limit:  # so that NaN is a difference too
         row = int(difference.max(axis=1).argmax())
         raise DriftError(
             f"This adapter does not answer as it did when it was stored: golden input {row} gives "
@@ -331,7 +340,7 @@ def _check_base(base: Base, facts: Facts) -> None:
         ("tokenizer", base.tokenizer_hash, facts.base.tokenizer_hash),
     )
     faults = [
-        f"its {what} are {found[:23]}..., the adapter was trained on {expected[:23]}..."
+        f"the hash of its {what} is {found[:23]}..., the adapter was trained on {expected[:23]}..."
         for what, found, expected in pairs
         if found != expected
     ]

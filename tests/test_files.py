@@ -1,0 +1,179 @@
+"""A file or folder is the old one or the new one, never half, whatever goes wrong on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from veneer import files
+from veneer.errors import VeneerError
+from veneer.files import replacing_file, replacing_folder, write_bytes, write_text
+
+
+def whole(folder: Path) -> dict[str, str]:
+    """Every file below a folder, also hidden ones."""
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_file(path: Path) -> None:
+    write_text(path, "new")
+
+
+def stream_file(path: Path) -> None:
+    with replacing_file(path) as new:
+        new.write_text("new")
+
+
+def write_folder(path: Path) -> None:
+    with replacing_folder(path) as new:
+        (new / "inner").mkdir()
+        (new / "inner" / "a").write_text("new")
+
+
+WRITERS = [write_file, stream_file, write_folder]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_first_and_a_second_writing(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    place = tmp_path / "not there yet" / "thing"
+    for _ in range(2):
+        write(place)
+        assert whole(place if place.is_dir() else place.parent) in ({"inner/a": "new"}, {"thing": "new"})
+    assert [p.name for p in place.parent.iterdir()] == ["thing"]
+
+
+def test_what_the_old_folder_held_is_gone(tmp_path: Path) -> None:
+    place = tmp_path / "thing"
+    place.mkdir()
+    (place / "old").write_text("old")
+    write_folder(place)
+    assert whole(tmp_path) == {"thing/inner/a": "new"}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "was not written: the disk is full. What stood there before is untouched"),
+        (errno.EDQUOT, "was not written: the disk is full"),
+        (errno.EROFS, "Choose a folder that you may write to"),
+        (errno.EACCES, "Choose a folder that you may write to"),
+    ],
+)
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_an_error_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path,
+    write: Callable[[Path], None],
+    number: int,
+    message: str,
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / "thing"
+    write(place)
+    for file in [place] if place.is_file() else [place / "inner" / "a"]:
+        file.write_text("old")
+    before = whole(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if step == "fsync":
+        monkeypatch.setattr(files.os, "fsync", fail)
+    else:
+        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+        monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(VeneerError, match=message) as caught:
+        write(place)
+    assert str(place) in str(caught.value)
+    monkeypatch.undo()
+    assert whole(tmp_path) == before
+
+
+@pytest.mark.parametrize("write", [stream_file, write_folder])
+def test_an_error_inside_the_block_leaves_the_old_one(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    place = tmp_path / "thing"
+    write(place)
+    before = whole(tmp_path)
+    context = replacing_file(place) if write is stream_file else replacing_folder(place)
+    with pytest.raises(KeyboardInterrupt), context as new:  # noqa: PT012
+        (new if new.is_file() else new / "b").write_text("half")
+        raise KeyboardInterrupt
+    assert whole(tmp_path) == before
+
+
+def test_folders_change_places_in_one_step(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("renameat2 is Linux's")
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    if not files._exchanged(one, other):
+        pytest.skip("this file system can't exchange folders")
+    assert (one / "name").read_text() == "other"
+    assert (other / "name").read_text() == "one"
+    assert not files._exchanged(one, tmp_path / "missing")
+
+
+def test_without_that_step_the_old_folder_is_moved_away_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    place = tmp_path / "thing"
+    place.mkdir()
+    (place / "old").write_text("old")
+    plain, calls = Path.replace, []
+
+    def second_fails(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            full_disk()
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "replace", second_fails)
+    with pytest.raises(VeneerError, match="disk is full"):
+        write_folder(place)
+    assert len(calls) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    assert whole(tmp_path) == {"thing/old": "old"}
+    write_folder(place)
+    assert whole(tmp_path) == {"thing/inner/a": "new"}
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from veneer.files import replacing_folder
+os.fsync = lambda *_: os.kill(os.getpid(), 9)
+with replacing_folder(Path(sys.argv[1])) as new:
+    (new / "a").write_text("half")
+"""
+
+
+def test_a_process_killed_while_writing_leaves_the_old_one(tmp_path: Path) -> None:
+    place = tmp_path / "thing"
+    write_folder(place)
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(place)], check=False, env=os.environ)
+    assert done.returncode == -9
+    assert whole(place) == {"inner/a": "new"}
+    write_folder(place)
+    assert whole(place) == {"inner/a": "new"}
+
+
+def test_files_can_be_read_by_others(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "file", b"x")
+    write_folder(tmp_path / "folder")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
