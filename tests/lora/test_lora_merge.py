@@ -31,6 +31,9 @@ CONFIGS = {
     "embedding": (bert, LoraConfig(target_modules=["query", "word_embeddings"])),
     "slices": (gpt2, LoraConfig(target_modules=["c_attn"], qkv_slices=["q", "v"])),
     "pissa": (bert, LoraConfig(target_modules=["query"], init_lora_weights="pissa", r=2)),
+    "dora": (bert, LoraConfig(target_modules=["query", "dense"], use_dora=True, use_rslora=True)),
+    "dora-conv1d": (gpt2, LoraConfig(target_modules=["c_attn", "c_proj"], use_dora=True)),
+    "dora-embedding": (bert, LoraConfig(target_modules=["query", "word_embeddings"], use_dora=True)),
     "biases-and-head": (
         bert,
         LoraConfig(target_modules=["query"], bias="all", modules_to_save=["classifier"]),

@@ -37,7 +37,6 @@ def peft_file(**fields: Any) -> dict[str, Any]:
 
 
 UNSUPPORTED: dict[str, Any] = {
-    "use_dora": True,
     "lora_bias": True,
     "use_qalora": True,
     "megatron_config": {"a": 1},
@@ -96,9 +95,9 @@ def test_an_initialisation_that_may_have_changed_the_base_is_refused(init: str, 
 def test_all_refusals_are_told_at_once() -> None:
     with pytest.raises(UnsupportedOptionError) as caught:
         lora_config_from_peft(
-            peft_file(use_dora=True, lora_bias=True, init_lora_weights="olora", peft_type="IA3")
+            peft_file(use_qalora=True, lora_bias=True, init_lora_weights="olora", peft_type="IA3")
         )
-    names = ["init_lora_weights", "lora_bias", "peft_type", "use_dora"]
+    names = ["init_lora_weights", "lora_bias", "peft_type", "use_qalora"]
     assert sorted(fault.split("=")[0] for fault in caught.value.faults) == names
 
 

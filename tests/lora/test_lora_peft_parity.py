@@ -62,6 +62,16 @@ def options(family: str) -> dict[str, dict[str, Any]]:
         "lora_alpha": base | {"lora_alpha": 32},
         "use_rslora": base | {"use_rslora": True, "r": 5},
         "lora_dropout": base | {"lora_dropout": 0.3},
+        "use_dora": {"target_modules": [*qkv, out], "use_dora": True, "modules_to_save": head},
+        "use_dora-embedding": {"target_modules": [*qkv, words], "use_dora": True},
+        "use_dora-rslora-rank_pattern": {
+            "target_modules": [*qkv, out],
+            "use_dora": True,
+            "use_rslora": True,
+            "rank_pattern": {out: 2},
+            "bias": "lora_only",
+            "init_lora_weights": False,
+        },
         "target_modules-two": {"target_modules": [*qkv, out]},
         "target_modules-regex": {"target_modules": rf".*\.({'|'.join(qkv)})"},
         "target_modules-regex-blocks": {"target_modules": rf".*\.[12]\..*\.({'|'.join(qkv)})"},
@@ -92,7 +102,10 @@ def options(family: str) -> dict[str, dict[str, Any]]:
 
 
 NAMES = list(options("gpt2"))
-FEW = ("defaults", "all-linear", "embedding", "bias-all", "modules_to_save", "init-pissa")
+FEW = (
+    "defaults", "all-linear", "embedding", "bias-all", "modules_to_save", "init-pissa", "use_dora",
+    "use_dora-embedding",
+)  # fmt: skip
 CASES = [
     pytest.param(family, name, id=f"{family}-{name}")
     for family in FAMILIES
@@ -106,7 +119,8 @@ def peft_model(family: str, given: dict[str, Any], **more: Any) -> peft.PeftMode
 
 
 def peft_key(parameter_name: str) -> str:
-    return parameter_name.replace(".default", "").replace(".modules_to_save", "")
+    plain = parameter_name.replace(".default", "").replace(".modules_to_save", "")
+    return plain.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def our_key(model: nn.Module, parameter_name: str) -> str:
@@ -116,6 +130,8 @@ def our_key(model: nn.Module, parameter_name: str) -> str:
     if last in ("lora_A", "lora_B"):
         embedding = any(parameter_name.startswith(word) for word in _embeddings(model))
         return f"{owner}.lora_embedding_{last[-1]}" if embedding else f"{owner}.{last}.weight"
+    if last == "lora_magnitude_vector":
+        return f"{owner}.{last}"
     if last == "bias" and f"{owner}.lora_A.weight" in adapter_state_dict(model):
         return f"{owner}.base_layer.bias"
     return f"{owner}.{last}"
@@ -129,7 +145,7 @@ def test_the_matrix_covers_every_option() -> None:
     """Each field of LoraConfig that PEFT has stands in the matrix."""
     tried = {key for family in FAMILIES for given in options(family).values() for key in given}
     assert tried == set(LoraConfig.model_fields) - {"qkv_slices"}
-    assert len(CASES) == 2 * len(NAMES) + 2 * len(FEW) == 64
+    assert len(CASES) == 2 * len(NAMES) + 2 * len(FEW) == 74
 
 
 @pytest.mark.parametrize(("family", "option"), CASES)

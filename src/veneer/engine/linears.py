@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from veneer.lora.dora import Dora
 from veneer.lora.layers import Layout, LoraLinear, layout_of
 
 __all__ = ["LinearGroup", "Slot"]
@@ -50,8 +51,8 @@ class LinearGroup:
     def ready(self) -> bool:
         """Whether a call can run as a group now.
 
-        It can with at most one active adapter a layer, no dropout before it, frozen weights below it, and nobody's
-        hook on the layers.
+        It can with at most one active adapter a layer, of low rank (DoRA's is not), no dropout before it, frozen
+        weights below it, and nobody's hook on the layers.
         """
         for layer in self.layers:
             base = _base_of(layer)
@@ -60,7 +61,7 @@ class LinearGroup:
             if torch.is_grad_enabled() and any(p.requires_grad for p in base.parameters()):
                 return False
             if isinstance(layer, LoraLinear):
-                if len(layer.active) > 1:
+                if len(layer.active) > 1 or any(isinstance(layer.pair(name), Dora) for name in layer.active):
                     return False
                 if layer.training and any(layer.pair(name).settings.dropout > 0 for name in layer.active):
                     return False
@@ -79,6 +80,7 @@ class LinearGroup:
         for layer, size in zip(layers, sizes, strict=True):
             if isinstance(layer, LoraLinear) and layer.active:
                 pair = layer.pair(layer.active[0])
+                assert not isinstance(pair, Dora)  # `ready` says no
                 factors += pair.factors()
                 parts.append((start, size, pair.settings.scaling))
             start += size

@@ -176,6 +176,8 @@ def _difference(model: nn.Module, program: Program | None = None) -> str | None:
     model.eval()
     try:
         with torch.no_grad():
+            if program is not None and not program.ready():
+                return "the engine's own form does not compute what is attached"
             padded = padded_hidden_states(model, batch)
             packed = packed_hidden_states(model, batch) if program is None else program(batch)
     except interface.NotPackableError as error:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from veneer.lora.config import LoraConfig
+from veneer.lora.dora import Dora, LayerAdapter
 from veneer.lora.init import init_embedding, init_linear, init_pissa
 from veneer.lora.layers import AdaptedLayer, Layout, LoraEmbedding, LoraLinear, wrap
-from veneer.lora.low_rank import LowRank, LowRankForm, PrincipalLowRank, Settings, SlicedLowRank
+from veneer.lora.low_rank import LowRank, PrincipalLowRank, Settings, SlicedLowRank
 from veneer.lora.resolution import Resolution, Target
 from veneer.lora.state import AdapterRecord, put_
 from veneer.lora.swap import SavedBias, SavedModule, copy_bias, copy_module
@@ -27,7 +28,7 @@ def build_adapter(
     """Everything of the new adapter, not yet in the model."""
     modules = base_modules(model)
     layers: dict[str, AdaptedLayer] = {}
-    pairs: dict[str, LowRankForm] = {}
+    pairs: dict[str, LayerAdapter] = {}
     for target in resolution.targets:
         place = model.get_submodule(target.name)
         layers[target.name] = (
@@ -51,7 +52,7 @@ def build_adapter(
     return AdapterRecord(name, config, resolution, layers, saved, biases)
 
 
-def _new_pair(config: LoraConfig, target: Target, module: nn.Module, seed: int) -> LowRankForm:
+def _new_pair(config: LoraConfig, target: Target, module: nn.Module, seed: int) -> LayerAdapter:
     """The tensors of one layer, in fp32 (fp64 for an fp64 base), on the device of the base's weight."""
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -79,6 +80,9 @@ def _new_pair(config: LoraConfig, target: Target, module: nn.Module, seed: int) 
     else:
         A, B = init_linear(config.init_lora_weights, r, n, m, seed=seed, name=target.name)
     A, B = A.to(weight.device, dtype).contiguous(), B.to(weight.device, dtype).contiguous()
+    if target.use_dora:
+        base = weight.detach()
+        return Dora(settings, A, B, base if target.layout is Layout.LINEAR else base.t())
     if target.slices:
         return SlicedLowRank(settings, A, B, slices=target.slices, slice_count=target.slice_count)
     if config.is_pissa and target.layout is not Layout.EMBEDDING:

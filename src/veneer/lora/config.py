@@ -77,6 +77,8 @@ class LoraConfig(BaseModel):
     """Which biases train: none, those of the adapted layers, or every one of the model."""
     use_rslora: bool = False
     """Scaling `lora_alpha / sqrt(r)` in place of `lora_alpha / r` (Kalajdzievski 2023, arXiv:2312.03732)."""
+    use_dora: bool = False
+    """DoRA: the length of each output's weights trains apart from their direction (arXiv:2402.09353)."""
     modules_to_save: _Names | None = None
     """Modules that are trained whole and stored with the adapter: the head of a classifier. Ends of full
     names, not bounded by a dot, as in PEFT: `classifier` means DistilBERT's `pre_classifier` too."""
@@ -235,6 +237,12 @@ def _check_init(config: LoraConfig) -> None:
         raise ConfigError(
             f"init_lora_weights={init!r} is not known: expected true, false, 'gaussian', 'pissa' or "
             f"'pissa_niter_N' with a number N. {nearest(init, known)}".rstrip()
+        )
+    if config.use_dora and (config.is_pissa or config.qkv_slices is not None):
+        other = f"init_lora_weights={init!r}" if config.is_pissa else "qkv_slices"
+        raise ConfigError(
+            f"use_dora and {other} don't go together: DoRA takes the weight of a layer as it is, and whole. "
+            "Leave one of the two out."
         )
     if config.qkv_slices is not None and config.is_pissa:
         raise ConfigError(

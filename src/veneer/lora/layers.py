@@ -14,7 +14,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from veneer.lora.autograd import lora_linear, low_rank_product
-from veneer.lora.low_rank import LowRankForm
+from veneer.lora.dora import Dora, LayerAdapter, dora_change, dora_linear
 
 __all__ = ["AdaptedLayer", "Layout", "LoraEmbedding", "LoraLinear", "layout_of", "wrap"]
 
@@ -78,15 +78,24 @@ class _Adapted(nn.Module):
         """The base's weight: models read `layer.weight`."""
         return cast(Tensor, self.base_layer.weight)
 
-    def pair(self, name: str) -> LowRankForm:
+    @property
+    def oriented(self) -> Tensor:
+        """The base's weight as (m, n) whatever the layout."""
+        return self.weight if self.layout is Layout.LINEAR else self.weight.t()
+
+    def pair(self, name: str) -> LayerAdapter:
         """The tensors of the adapter `name` in this layer."""
-        return cast(LowRankForm, self.adapters[name])
+        return cast(LayerAdapter, self.adapters[name])
 
     def delta(self, name: str) -> Tensor:
-        """`scaling · B A` of the adapter `name`, in fp32 (or fp64) and in the base weight's own layout."""
+        """What the adapter `name` adds to the base's weight, in fp32 (or fp64) and in that weight's own layout:
+        `scaling · B A`; with DoRA `g ⊙ (W + scaling · B A) - W`."""
         pair = self.pair(name)
-        lora_A, lora_B = pair.factors()
-        change = (lora_B @ lora_A) * pair.settings.scaling  # (m, n)
+        if isinstance(pair, Dora):
+            change = pair.delta(self.oriented)  # (m, n)
+        else:
+            lora_A, lora_B = pair.factors()
+            change = (lora_B @ lora_A) * pair.settings.scaling
         return change if self.layout is Layout.LINEAR else change.t()
 
 
@@ -100,29 +109,40 @@ class LoraLinear(_Adapted):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) -> (..., m), in the dtype of the base."""
-        rest = self.active
-        if rest and _runs_as_written(self.base_layer):
-            pair = self.pair(rest[0])
-            lora_A, lora_B = pair.factors()
-            y = lora_linear(
-                x,
-                self.weight,
-                self.bias,
-                lora_A,
-                lora_B,
-                pair.settings.scaling,
-                dropout=pair.settings.dropout if self.training else 0.0,
-                transposed=self.layout is Layout.CONV1D,
-            )
-            rest = rest[1:]
+        pairs = [self.pair(name) for name in self.active]
+        if (
+            pairs
+            and _runs_as_written(self.base_layer)
+            and not (self._dropout(pairs[0]) and _is_dora(pairs[0]))
+        ):
+            y = self._with_base(x, pairs.pop(0))
         else:
             y = self.base_layer(x)
-        for name in rest:
-            pair = self.pair(name)
-            lora_A, lora_B = pair.factors()
-            dropout = pair.settings.dropout if self.training else 0.0
-            y = y + low_rank_product(x, lora_A, lora_B, pair.settings.scaling, dropout=dropout)
+        for pair in pairs:
+            y = y + self._change(x, pair)
         return y
+
+    def _with_base(self, x: Tensor, pair: LayerAdapter) -> Tensor:
+        """(..., m): the base's output and one adapter's change, in one."""
+        transposed = self.layout is Layout.CONV1D
+        if isinstance(pair, Dora):
+            return dora_linear(x, self.weight, self.bias, pair, transposed=transposed)
+        lora_A, lora_B = pair.factors()
+        dropout, scaling = self._dropout(pair), pair.settings.scaling
+        return lora_linear(
+            x, self.weight, self.bias, lora_A, lora_B, scaling, dropout=dropout, transposed=transposed
+        )
+
+    def _change(self, x: Tensor, pair: LayerAdapter) -> Tensor:
+        """(..., m): one adapter's change alone."""
+        dropout = self._dropout(pair)
+        if isinstance(pair, Dora):
+            transposed = self.layout is Layout.CONV1D
+            return dora_change(x, self.weight, pair, dropout=dropout, transposed=transposed)
+        return low_rank_product(x, *pair.factors(), pair.settings.scaling, dropout=dropout)
+
+    def _dropout(self, pair: LayerAdapter) -> float:
+        return pair.settings.dropout if self.training else 0.0
 
 
 class LoraEmbedding(_Adapted):
@@ -149,11 +169,11 @@ class LoraEmbedding(_Adapted):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) integers -> (..., width), in the dtype of the base."""
-        y: Tensor = self.base_layer(ids)
-        scale = _embed_scale(self.base_layer)
+        base: Tensor = self.base_layer(ids)
+        y, scale = base, _embed_scale(self.base_layer)
         for name in self.active:
             pair = self.pair(name)
-            lora_A, lora_B = pair.factors()
+            lora_A, lora_B = pair.direction() if isinstance(pair, Dora) else pair.factors()
             h = nn.functional.embedding(
                 ids,
                 lora_A.t(),
@@ -161,7 +181,10 @@ class LoraEmbedding(_Adapted):
                 scale_grad_by_freq=cast(bool, self.base_layer.scale_grad_by_freq),
             )  # (..., r)
             rows = (h @ lora_B.t()) * pair.settings.scaling  # (..., width)
-            y = y + (rows if scale is None else rows * scale).to(y.dtype)
+            rows = rows if scale is None else rows * scale
+            if isinstance(pair, Dora):
+                rows = pair.scale(self.oriented) * (base + rows) - base
+            y = y + rows.to(y.dtype)
         return y
 
 
@@ -171,6 +194,10 @@ AdaptedLayer = LoraLinear | LoraEmbedding
 def wrap(module: nn.Module, layout: Layout) -> AdaptedLayer:
     """The layer that holds `module` and, later, its adapters."""
     return LoraEmbedding(module, layout) if layout is Layout.EMBEDDING else LoraLinear(module, layout)
+
+
+def _is_dora(pair: LayerAdapter) -> bool:
+    return isinstance(pair, Dora)
 
 
 def _runs_as_written(base: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 
 from veneer.errors import AdapterError, ConfigError, UnsupportedOptionError, nearest
 from veneer.lora.config import LoraConfig
+from veneer.lora.dora import Dora
 from veneer.lora.layers import Layout
 from veneer.lora.low_rank import LowRank
 from veneer.lora.matching import selects, shortest_suffixes, under
@@ -47,6 +48,7 @@ _SAME = (
     "alpha_pattern",
     "bias",
     "use_rslora",
+    "use_dora",
     "modules_to_save",
     "init_lora_weights",
 )
@@ -68,7 +70,6 @@ _NO_MEANING = (
 """Keys that don't change what is computed."""
 
 _REASONS = {
-    "use_dora": "DoRA scales each column by a trained magnitude",
     "lora_bias": "the B matrix would have a bias of its own",
     "use_qalora": "QA-LoRA pools the inputs of a quantised layer",
     "layer_replication": "the base would have more layers than it is stored with",
@@ -132,7 +133,7 @@ def peft_config_dict(
         "megatron_config": None,
         "megatron_core": "megatron.core",
         "loftq_config": {},
-        "use_dora": False,
+        "use_dora": config.use_dora,
         "layer_replication": None,
     }
     return written | _stored_ranks(record)
@@ -233,7 +234,7 @@ def _stored_ranks(record: AdapterRecord) -> dict[str, Any]:
     """r, lora_alpha and their patterns for the tensors that are stored, with the scaling that was trained."""
     config = record.config
     pairs = {layer_name: layer.pair(record.name) for layer_name, layer in record.layers.items()}
-    if all(isinstance(pair, LowRank) for pair in pairs.values()):
+    if all(isinstance(pair, LowRank | Dora) for pair in pairs.values()):
         return {
             "r": config.r,
             "lora_alpha": config.lora_alpha,

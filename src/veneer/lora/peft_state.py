@@ -4,6 +4,7 @@
     base_model.model.<layer>.lora_B.weight (m, r)
     base_model.model.<layer>.lora_embedding_A (r, rows)      embeddings, without .weight
     base_model.model.<layer>.lora_embedding_B (width, r)
+    base_model.model.<layer>.lora_magnitude_vector (m,)      DoRA, either kind
     base_model.model.<layer>.base_layer.bias                 biases of adapted layers
     base_model.model.<module>.bias                           other biases (bias="all")
     base_model.model.<module>.<tensor>                       modules_to_save
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.errors import AdapterError, nearest
+from veneer.lora.dora import Dora
 from veneer.lora.layers import AdaptedLayer, LoraEmbedding
 from veneer.lora.low_rank import PrincipalLowRank, SlicedLowRank
 from veneer.lora.state import AdapterRecord, require_adapter
@@ -41,8 +43,11 @@ def adapter_state_dict(model: nn.Module, name: str = "default") -> dict[str, Ten
     record = require_adapter(model, name)
     found: dict[str, Tensor] = {}
     for layer_name, layer in record.layers.items():
-        for key, factor in zip(_factor_keys(layer_name, layer), layer.pair(name).factors(), strict=True):
-            found[key] = factor
+        pair = layer.pair(name)
+        factors = pair.direction() if isinstance(pair, Dora) else pair.factors()
+        found |= zip(_factor_keys(layer_name, layer), factors, strict=True)
+        if isinstance(pair, Dora):
+            found[_magnitude_key(layer_name)] = pair.lora_magnitude_vector
     for bias in record.biases:
         found[_bias_key(bias.name, bias.in_adapted_layer)] = bias.copy
     for module in record.saved:
@@ -98,6 +103,10 @@ def _factor_keys(layer_name: str, layer: AdaptedLayer) -> tuple[str, str]:
     return f"{PREFIX}{layer_name}.lora_A.weight", f"{PREFIX}{layer_name}.lora_B.weight"
 
 
+def _magnitude_key(layer_name: str) -> str:
+    return f"{PREFIX}{layer_name}.lora_magnitude_vector"
+
+
 def _bias_key(bias_name: str, in_adapted_layer: bool) -> str:
     if in_adapted_layer:
         return f"{PREFIX}{bias_name.removesuffix('bias')}base_layer.bias"
@@ -112,6 +121,8 @@ def _slots(record: AdapterRecord) -> dict[str, _Slot]:
         key_A, key_B = _factor_keys(layer_name, layer)
         slots[key_A] = _Slot(tuple((rank, layer.in_features) for rank in ranks))
         slots[key_B] = _Slot(tuple((layer.out_features, rank) for rank in ranks))
+        if isinstance(pair, Dora):
+            slots[_magnitude_key(layer_name)] = _Slot(((layer.out_features,),), pair.lora_magnitude_vector)
     for bias in record.biases:
         slots[_bias_key(bias.name, bias.in_adapted_layer)] = _Slot((tuple(bias.copy.shape),), bias.copy)
     for module in record.saved:

@@ -28,13 +28,14 @@ class Target:
     slices: tuple[int, ...] = ()
     """The slices of a fused projection that have a pair each; empty for an ordinary adapter."""
     slice_count: int = 1
+    use_dora: bool = False
 
     @property
     def parameters(self) -> int:
-        """The number of trained values of A and B."""
+        """The number of trained values of A and B, and of DoRA's magnitude."""
         if self.slices:
             return len(self.slices) * self.r * (self.in_features + self.out_features // self.slice_count)
-        return self.r * (self.in_features + self.out_features)
+        return self.r * (self.in_features + self.out_features) + self.use_dora * self.out_features
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,8 @@ def _target(config: LoraConfig, name: str, layout: Layout, modules: Modules) -> 
     alpha = config.lora_alpha if alpha_key is None else config.alpha_pattern[alpha_key]
     slices = slices_of(config, name, n, m)
     count = SLICE_COUNT if slices else 1
-    return Target(name, layout, n, m, r, alpha, config.scaling_for(r, alpha), slices, count)
+    scaling = config.scaling_for(r, alpha)
+    return Target(name, layout, n, m, r, alpha, scaling, slices, count, config.use_dora)
 
 
 def _check_patterns(config: LoraConfig, adapted: Sequence[str], strict: bool) -> list[PatternMatch]:
