@@ -37,6 +37,16 @@ def test_loss_and_metric_curves_for_few_and_many_points() -> None:
     pixels(metric_curve(history(6), name="Perplexity", percent=False, higher_is_better=False))
 
 
+def test_the_circle_is_around_the_adapter_that_was_kept_or_else_the_best() -> None:
+    def drawn(kept: int | None) -> np.ndarray:
+        values = (0.5, 0.9, 0.8)
+        points = [HistoryPoint(i, i + 1.0, i, val_metric=v, kept=i == kept) for i, v in enumerate(values)]
+        return pixels(metric_curve(points))
+
+    assert not np.array_equal(drawn(2), drawn(1))
+    assert_allclose(drawn(None), drawn(1), atol=0)
+
+
 def test_curves_without_values_are_no_picture_and_not_finite_ones_are_left_out() -> None:
     assert loss_curve(()) is None
     assert metric_curve([HistoryPoint(1, 0.1, 8, train_loss=1.0)]) is None

@@ -16,7 +16,7 @@ import numpy as np
 
 from veneer.evaluation.figures import BLUE, GREY, INK, ORANGE, direct_legend, figure, png, with_style
 
-__all__ = ["HistoryPoint", "loss_curve", "metric_curve"]
+__all__ = ["HistoryPoint", "epochs_and_examples", "loss_curve", "metric_curve"]
 
 _SMOOTH_ABOVE = 40  # training points; more of them are drawn thin, with a running mean over them
 
@@ -33,6 +33,8 @@ class HistoryPoint:
     val_loss: float | None = None
     val_metric: float | None = None
     lr: float | None = None
+    kept: bool = False
+    """Whether the adapter of this step is the one that was kept."""
 
     @classmethod
     def read(cls, rows: Sequence[Mapping[str, Any]]) -> tuple[HistoryPoint, ...]:
@@ -62,7 +64,7 @@ def loss_curve(history: Sequence[HistoryPoint]) -> bytes | None:
         axes.set_ylabel("loss")
         axes.margins(y=0.12)
         axes.set_ylim(bottom=0)
-        _epochs_and_examples(axes, history)
+        epochs_and_examples(axes, history)
         direct_legend(axes, loc="upper right" if len(history) > 4 else "lower left")
         return png(drawn)
 
@@ -75,7 +77,7 @@ def metric_curve(
     higher_is_better: bool = True,
     reference: tuple[str, float] | None = None,
 ) -> bytes | None:
-    """PNG of the validation metric, its best point marked; None where the history has no metric.
+    """PNG of the validation metric, the kept point (or else the best) marked; None where the history has no metric.
 
     reference: a name and a value (a baseline on the same rows) drawn as a dashed line.
     """
@@ -87,11 +89,12 @@ def metric_curve(
         drawn, axes = figure()
         values = points[:, 1] * scale
         axes.plot(points[:, 0], values, color=BLUE, marker="o", markersize=4.5, label="adapter, validation")
-        best = int(values.argmax() if higher_is_better else values.argmin())
-        axes.plot(points[best, 0], values[best], "o", color="none", markeredgecolor=BLUE, markersize=10)
+        kept = [i for i, (epoch, _) in enumerate(points) if any(p.kept and p.epoch == epoch for p in history)]
+        chosen = kept[-1] if kept else int(values.argmax() if higher_is_better else values.argmin())
+        axes.plot(points[chosen, 0], values[chosen], "o", color="none", markeredgecolor=BLUE, markersize=10)
         axes.annotate(
-            f"{values[best]:.1f} %" if percent else f"{values[best]:.3f}",
-            (points[best, 0], values[best]),
+            f"{values[chosen]:.1f} %" if percent else f"{values[chosen]:.3f}",
+            (points[chosen, 0], values[chosen]),
             xytext=(0, 8 if higher_is_better else -17),
             textcoords="offset points",
             ha="center",
@@ -104,7 +107,7 @@ def metric_curve(
         axes.margins(x=0.08, y=0.25)
         if percent:
             axes.set_ylim(max(axes.get_ylim()[0], -2), min(axes.get_ylim()[1], 104))
-        _epochs_and_examples(axes, history)
+        epochs_and_examples(axes, history)
         direct_legend(axes, loc="lower right" if higher_is_better else "upper right")
         return png(drawn)
 
@@ -129,7 +132,7 @@ def _marker(points: Any) -> str | None:
     return "o" if len(points) < 15 else None
 
 
-def _epochs_and_examples(axes: Any, history: Sequence[HistoryPoint]) -> None:
+def epochs_and_examples(axes: Any, history: Sequence[HistoryPoint]) -> None:
     """Epochs on the lower axis, the examples seen on an upper one of the same scale."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 

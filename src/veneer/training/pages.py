@@ -29,6 +29,7 @@ from veneer.evaluation.report import report_html
 from veneer.lora import count_parameters
 from veneer.models.heads import head_code, native_pooling
 from veneer.tasks.adapted import Adapted
+from veneer.training.estimate import announced
 from veneer.training.loop import Trained
 from veneer.training.prepare import Run
 
@@ -90,11 +91,12 @@ def report_facts(
             first_step_seconds=float(facts.speed["first_step_seconds"]),
             texts_per_second=float(facts.speed["texts_per_second"]),
             tokens_per_second=float(facts.speed["tokens_per_second"]),
+            predicted_seconds=announced(run.identity),
         ),
         validation=measured.metrics.get("validation"),
         test=measured.metrics.get("test"),
         baselines=measured.baselines,
-        history=tuple(_point(entry) for entry in trained.history),
+        history=tuple(_point(entry, trained.kept_step) for entry in trained.history),
         **mistakes,
         configuration=_flat(yaml.safe_load(run.config.to_yaml())),
         exactness=_exactness(facts),
@@ -152,7 +154,7 @@ def _targets(adapted: Adapted) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found or ())
 
 
-def _point(entry: dict[str, Any]) -> HistoryPoint:
+def _point(entry: dict[str, Any], kept_step: int) -> HistoryPoint:
     evaluation = entry["kind"] == "evaluation"
     return HistoryPoint(
         step=entry["step"],
@@ -162,6 +164,7 @@ def _point(entry: dict[str, Any]) -> HistoryPoint:
         val_loss=entry["loss"] if evaluation else None,
         val_metric=entry["score"] if evaluation else None,
         lr=entry.get("rate"),
+        kept=evaluation and entry["step"] == kept_step,
     )
 
 
