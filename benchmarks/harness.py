@@ -1,0 +1,256 @@
+"""One workload measured: every side in a process of its own, in rounds, A B A B.
+
+The sides are set up first and then take turns, each waiting while another computes. All go through the same batches in
+the same order. The figure of a side is texts a second over a whole epoch: its seconds per computed token (padding
+included) times the tokens that it computes in an epoch, so that a short measurement of long texts misleads nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import floor
+from benchmarks.machine import gemm_rate
+from benchmarks.materials import Materials
+from benchmarks.results import Figure, SideResult, WorkloadResult
+from benchmarks.side import Measured, SideSpec
+from benchmarks.workloads import Workload
+
+__all__ = ["FAST", "FULL", "Effort", "measure"]
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINES = ("a", "b", "c")
+_BF16_WORTH = 1.3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        rounds: turns of each side.
+        round_s: seconds of a round of baseline (b); ours does the same steps.
+        warm_up: steps before the first round.
+        gemm_s: seconds for the GEMM rate of one dtype.
+        steps: steps of a round; None: by `round_s`.
+        texts: use only so many texts; None: all.
+    """
+
+    rounds: int = 4
+    round_s: float = 6.0
+    warm_up: int = 2
+    gemm_s: float = 2.0
+    steps: int | None = None
+    texts: int | None = None
+
+    @property
+    def ablation(self) -> Effort:
+        """Shorter, for a side of ours with a technique switched off; a round is ours' own."""
+        return replace(self, rounds=max(1, self.rounds - 1), round_s=self.round_s / 3)
+
+
+FULL = Effort()
+FAST = Effort(rounds=2, round_s=1.0, warm_up=1, gemm_s=0.4, steps=2, texts=1000)
+
+
+class _Process:
+    """A side in its process."""
+
+    def __init__(self, name: str, spec: SideSpec) -> None:
+        self.name = name
+        places = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(place for place in places if place),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.side", spec.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if spec.side != "ours" else None,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        self.about: dict[str, Any] = {}
+        self.done = 0
+        self.rounds: list[Measured] = []
+
+    def start(self) -> None:
+        """Wait until it is set up."""
+        self.about = self._read()
+
+    def run(self, steps: int) -> Measured:
+        """Do so many further steps."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{self.done} {self.done + steps}\n")
+        self._process.stdin.flush()
+        self.done += steps
+        return Measured(**self._read())
+
+    def finish(self) -> int:
+        """End it; its peak memory in bytes."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        peak = int(self._read()["peak_bytes"])
+        self._process.wait(timeout=60)
+        return peak
+
+    def kill(self) -> None:
+        """End it whatever it does."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            said = self._process.stderr.read() if self._process.stderr is not None else ""
+            raise RuntimeError(f"side {self.name} ended with {self._process.returncode}\n{said[-3000:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+def measure(
+    workload: Workload,
+    materials: Materials,
+    effort: Effort,
+    *,
+    off: Sequence[tuple[str, ...]] = (),
+    sides: Sequence[str] = BASELINES,
+    say: Callable[[str], None] = lambda _: None,
+) -> WorkloadResult:
+    """Measure a workload.
+
+    Args:
+        workload: what.
+        materials: made for it.
+        effort: how long.
+        off: techniques to switch off, one further side of ours each.
+        sides: which baselines.
+        say: told what is being done.
+    """
+    ids, offsets, _ = materials.read_texts()
+    lengths = np.diff(offsets)
+    tokens = int(lengths.mean() * workload.batch_size) if workload.train else 2048
+    shapes = workload.floor_model.shapes()
+    rates = {
+        "fp32": gemm_rate(shapes, tokens, torch.float32, budget_s=effort.gemm_s),
+        "bf16": gemm_rate(shapes, tokens, torch.bfloat16, budget_s=effort.gemm_s),
+    }
+    precision: Any = "bf16" if rates["bf16"] > _BF16_WORTH * rates["fp32"] else "fp32"
+    names = [*sides, "ours", *(f"ours without {', '.join(switched)}" for switched in off)]
+    switched_off = [*[()] * (len(sides) + 1), *off]
+    processes: list[_Process] = []
+    try:
+        for name, switched in zip(names, switched_off, strict=True):
+            kind = name if name in BASELINES else "ours"
+            spec = SideSpec(kind, workload.name, materials.to_json(), precision, tuple(switched))
+            processes.append(_Process(name, spec))
+            if workload.epochs:
+                processes[-1].start()  # the pass that is done once is measured alone
+        if not workload.epochs:
+            for process in processes:
+                process.start()
+        _rounds(workload, processes, effort, say)
+        for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            rates[dtype] = max(rates[dtype], gemm_rate(shapes, tokens, kind, budget_s=effort.gemm_s))
+        peaks = {process.name: process.finish() for process in processes}
+    finally:
+        for process in processes:
+            process.kill()
+    texts = [ids[a:b].tolist() for a, b in pairwise(offsets)] if workload.epochs else []
+    once = floor.prefix(workload.floor_model, texts) if workload.epochs else 0
+    results = {
+        p.name: _result(workload, p, peaks[p.name], len(lengths), rates, precision, once) for p in processes
+    }
+    return WorkloadResult(
+        name=workload.name,
+        title=workload.title,
+        texts=len(lengths),
+        tokens=int(lengths.sum()),
+        precision=precision,
+        gemm_gflops=rates,
+        sides=results,
+        loss_difference=_loss_difference(processes),
+    )
+
+
+def _rounds(
+    workload: Workload, processes: Sequence[_Process], effort: Effort, say: Callable[[str], None]
+) -> None:
+    """Warm up, decide how many steps a round has, and take turns."""
+    step_s = {p.name: min(p.run(effort.warm_up).seconds) for p in processes}
+    reference = step_s.get("b", step_s["ours"])
+    steps = {}
+    for process in processes:
+        slowest = step_s["a"] if process.name == "a" else reference
+        few = max(1, int(effort.round_s / slowest))
+        steps[process.name] = effort.steps or (few if workload.train else min(few, 20))
+    for number in range(effort.rounds):
+        for process in processes:
+            found = process.run(steps[process.name])
+            process.rounds.append(found)
+            per_s = sum(map(len, found.lengths)) / sum(found.seconds)
+            say(f"{workload.name}  round {number + 1}  {process.name:<24} {per_s:8.1f} texts/s as they come")
+
+
+def _result(
+    workload: Workload,
+    process: _Process,
+    peak: int,
+    texts: int,
+    rates: dict[str, float],
+    precision: str,
+    once: int,
+) -> SideResult:
+    fp32 = process.name == "a" or process.name.endswith("bf16")
+    rate = rates["fp32" if fp32 else precision] * 1e9
+    model, start = workload.floor_model, workload.floor_model.first_adapted if workload.epochs else 0
+    per_s, shares, whole, whole_floor = [], [], [], []
+    for found in process.rounds:
+        seconds = sum(found.seconds)
+        epoch_s = seconds / found.computed * process.about["computed_per_epoch"]
+        per_s.append(texts / epoch_s)
+        flops = sum(floor.step(model, n, train=workload.train, start=start) for n in found.lengths)
+        shares.append(flops / rate / seconds)
+        if workload.epochs:
+            run_s = workload.epochs * epoch_s + process.about["once_s"]
+            whole.append(run_s)
+            whole_floor.append((workload.epochs * epoch_s * shares[-1] + once / rate) / run_s)
+    return SideResult(
+        name=process.name,
+        texts_per_s=Figure.of(per_s),
+        of_floor=Figure.of(whole_floor or shares),
+        peak_bytes=peak,
+        steps=sum(len(found.seconds) for found in process.rounds),
+        step_ms=1e3 * statistics.median(s for found in process.rounds for s in found.seconds),
+        once_s=float(process.about["once_s"]),
+        whole_s=Figure.of(whole) if whole else None,
+        parameters=int(process.about["parameters"]),
+    )
+
+
+def _loss_difference(processes: Sequence[_Process]) -> float | None:
+    """Largest difference of our losses and (b)'s over their common steps, over the mean loss; None: no losses."""
+    found = {p.name: [loss for r in p.rounds for loss in r.losses] for p in processes}
+    other = "b" if "b" in found else "a"
+    pairs = list(zip(found["ours"], found.get(other, []), strict=False))
+    if not pairs:
+        return None
+    return max(abs(x - y) for x, y in pairs) / statistics.mean(y for _, y in pairs)
