@@ -58,7 +58,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         for name in ("weights", "optimizer", "best"):
             write_bytes(new / f"{name}.safetensors", _packed(getattr(checkpoint, name)))
         write_text(new / "state.json", json.dumps(state))
-    for old in _checkpoints(folder):
+    left = [*_checkpoints(folder), *folder.glob(".checkpoint-*")]  # also what a killed process was writing
+    for old in left:
         if old != path:
             shutil.rmtree(old, ignore_errors=True)
     return path
@@ -76,21 +77,22 @@ def latest_checkpoint(folder: Path, identity: Mapping[str, str]) -> Checkpoint |
     path = found[-1]
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        step, found_identity, progress = (state[key] for key in ("step", "identity", "progress"))
         tensors = {
             name: load_tensors((path / f"{name}.safetensors").read_bytes())
             for name in ("weights", "optimizer", "best")
         }
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}). Start again with --fresh, which discards it."
         ) from error
-    differs = [key for key in identity if state["identity"].get(key) != identity[key]]
+    differs = [key for key in identity if found_identity.get(key) != identity[key]]
     if differs:
         raise CheckpointError(
             f"{path.parent} holds an unfinished run with another {' and another '.join(differs)}. "
             "Finish it with its own settings, discard it with --fresh, or train under another name (--out)."
         )
-    return Checkpoint(step=state["step"], identity=state["identity"], progress=state["progress"], **tensors)
+    return Checkpoint(step=step, identity=found_identity, progress=progress, **tensors)
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> bytes:

@@ -3,7 +3,8 @@
     result = train(TrainConfig.parse({"data": {"source": "messages.csv"}}))
 
 The unfinished state lies in a folder beside the adapter's place (`.NAME.run`); the same call finds it there and goes on
-to the same bits. It goes away when the adapter stands. This file joins the parts; each part is in its own file.
+to the same bits. It goes away when the adapter stands; what trackers write stays, in `logs/NAME`.
+This file joins the parts; each part is in its own file.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ import numpy as np
 import torch
 
 from veneer.adapter import refuse_existing
-from veneer.errors import CheckpointError, ConfigError, Interrupted
+from veneer.engine import choose_precision
+from veneer.errors import ConfigError, Interrupted
 from veneer.files import write_text
 from veneer.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.finish import Finished, finish, measure
 from veneer.training.loop import StepInfo, Trained, train_loop
 from veneer.training.prepare import Run, set_up
+from veneer.training.resume import recall_choices_, remember, unfinished
 
 __all__ = ["Quiet", "Reporter", "default_out", "train"]
 
@@ -106,15 +109,18 @@ def train(
     place = Path(out) if out is not None else default_out(config.data.source)
     refuse_existing(place, overwrite=overwrite)
     folder = place.parent / f".{place.name}.run"
-    if fresh:
+    accelerator = _accelerator(config, place.parent / "logs" / place.name)
+    if fresh and accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
-    accelerator = _accelerator(config, folder)
-    config = _unfinished(folder, config)
+    accelerator.wait_for_everyone()
     device = str(accelerator.device)
-    run = set_up(config, device=device, say=reporter.say, progress=reporter.download)
+    resolved = _agreed(unfinished(folder, config), accelerator)
+    run = set_up(resolved, device=device, say=reporter.say, progress=reporter.download)
     start = latest_checkpoint(folder, run.identity)
-    if accelerator.is_main_process:
-        _remember(folder, config, run.config)
+    if start is not None:
+        recall_choices_(run, folder)
+    elif accelerator.is_main_process:
+        remember(folder, config, run)
     reporter.set_up(run, start.step if start else 0)
     trained, first_step_s = _trained(run, folder, start, reporter, accelerator, began)
     if not accelerator.is_main_process:
@@ -194,7 +200,7 @@ def _trained(
                 store=store,
                 start=start,
                 identity=run.identity,
-                stopped=stopped,
+                stopped=_together(stopped, accelerator),
                 listener=watcher,
                 accelerator=accelerator,
             )
@@ -215,7 +221,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
     return {"loss": loss, "score_name": name, "score": score, "standard_error": error}
 
 
-def _accelerator(config: TrainConfig, folder: Path) -> Any:
+def _accelerator(config: TrainConfig, logs: Path) -> Any:
     from accelerate import Accelerator
 
     try:
@@ -223,7 +229,7 @@ def _accelerator(config: TrainConfig, folder: Path) -> Any:
             cpu=config.device == "cpu",
             mixed_precision="no",
             log_with=list(config.trackers) or None,
-            project_dir=str(folder / "trackers"),
+            project_dir=str(logs) if config.trackers else None,
         )
     except (ValueError, ImportError) as error:
         raise ConfigError(
@@ -238,33 +244,26 @@ def _accelerator(config: TrainConfig, folder: Path) -> Any:
     return accelerator
 
 
-def _unfinished(folder: Path, config: TrainConfig) -> TrainConfig:
-    """The resolved configuration of an unfinished run of the same call; else `config` itself.
-
-    Raises:
-        CheckpointError: the unfinished run there was called with other settings (which ones is said).
-    """
-    given = folder / "given.json"
-    if not given.is_file() or not list(folder.glob("checkpoint-*")):
+def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:
+    """The same for every process: what each would measure for itself is measured by the first."""
+    if accelerator.num_processes == 1 or config.precision != "auto":
         return config
-    before = json.loads(given.read_text(encoding="utf-8"))
-    now = json.loads(config.model_dump_json())
-    differs = [
-        f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]
-    ]
-    if differs:
-        raise CheckpointError(
-            f"{folder} holds an unfinished run with other settings ({'; '.join(differs)}). Finish it with its own "
-            "settings, discard it with --fresh, or train under another name with --out."
-        )
-    return TrainConfig.from_yaml(folder / "resolved.yaml")
+    from accelerate.utils import broadcast_object_list
+
+    found: list[str] = [choose_precision("auto", accelerator.device).name]
+    return config.replace(precision=broadcast_object_list(found)[0])
 
 
-def _remember(folder: Path, given: TrainConfig, resolved: TrainConfig) -> None:
-    """Write what was asked for and what it was resolved to; a resumed run finds both as they were."""
-    if not (folder / "given.json").is_file() or not list(folder.glob("checkpoint-*")):
-        write_text(folder / "given.json", given.model_dump_json())
-        resolved.save(folder / "resolved.yaml")
+def _together(stopped: Callable[[], bool], accelerator: Any) -> Callable[[], bool]:
+    """Whether any process was asked to stop, so that all stop after the same step."""
+    if accelerator.num_processes == 1:
+        return stopped
+
+    def any_stopped() -> bool:
+        asked = torch.tensor(float(stopped()), device=accelerator.device)
+        return bool(accelerator.reduce(asked, "sum") > 0)
+
+    return any_stopped
 
 
 @contextmanager

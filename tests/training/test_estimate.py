@@ -1,0 +1,103 @@
+"""Estimates before a run: held against what the run then took, and against the memory there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import veneer.training.estimate as estimating
+from small_runs import config, no_pictures
+from veneer.training.estimate import announced, estimate, estimate_run
+from veneer.training.prepare import set_up
+from veneer.training.run import train
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_plan_is_counted_whole(tmp_path: Path) -> None:
+    run = set_up(config(tmp_path, epochs=3))
+    found = estimate_run(run)
+    lengths = run.stores["train"].lengths
+    assert found.steps == run.plan.steps == 3 * int(np.ceil(len(lengths) / 8))
+    assert found.tokens == 3 * int(lengths.sum())
+    batches = [rows for step in range(run.plan.steps_per_epoch) for rows in run.plan.batches(step)]
+    assert found.longest_batch_tokens == max(int(lengths[rows].sum()) for rows in batches)
+    assert found.trial_steps >= 3
+    assert found.fits
+    assert found.options == ()
+
+
+def test_more_epochs_take_longer_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was measured: ten epochs are ten times one."""
+    monkeypatch.setattr(estimating._Trial, "fitted", lambda _: (0.01, 0.001))
+    one, ten = (estimate_run(set_up(config(tmp_path, epochs=n))) for n in (1, 10))
+    assert ten.training_seconds == pytest.approx(10 * one.training_seconds)
+    assert one.training_seconds == pytest.approx(0.01 * one.steps + 0.001 * one.tokens)
+
+
+def test_the_report_says_what_was_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[float | None] = []
+
+    def keep(facts: object) -> tuple[str, dict[str, bytes]]:
+        shown.append(facts.speed.predicted_seconds)  # type: ignore[attr-defined]
+        return "<html></html>", {}
+
+    monkeypatch.setattr("veneer.training.pages.report_html", keep)
+    settings = config(tmp_path)
+    train(settings, out=tmp_path / "before")
+    found = estimate(settings)
+    assert announced(set_up(settings).identity) == found.total_seconds
+    done = train(settings, out=tmp_path / "after")
+    assert shown == [None, found.total_seconds]
+    # Seconds on a busy machine: the same order of magnitude is all that can be asked for.
+    assert found.training_seconds == pytest.approx(done.facts.speed["training_seconds"], rel=20)
+
+
+def test_a_run_that_does_not_fit_is_told_how_it_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose memory ends at what the weights take, and steps that double it."""
+    used = 100 * 2**20
+    monkeypatch.setattr(estimating, "used_bytes", lambda _: used)
+    monkeypatch.setattr(estimating, "peak_bytes", lambda _: 2 * used)
+    monkeypatch.setattr(estimating, "available_bytes", lambda _: int(1.5 * used))
+    found = estimate_run(set_up(config(tmp_path, batch_size=16)))
+    assert not found.fits
+    assert not found.peak_measured
+    fitting = [option for option in found.options if option.fits]
+    assert fitting
+    first = fitting[0]
+    assert first.settings["batch_size"] * first.settings["gradient_accumulation"] == 16
+    assert first.flags == f"--batch-size {first.settings['batch_size']} --gradient-accumulation " + str(
+        first.settings["gradient_accumulation"]
+    )
+    assert any("it does not fit" in line for line in found.lines())
+    assert any(first.flags in line for line in found.lines())
+    assert found.to_json()["fits"] is False
+
+
+def test_a_line_through_the_steps() -> None:
+    trial = estimating._Trial(stop_at=0.0)
+    trial.tokens, trial.seconds = (
+        [50, 10, 20, 40],
+        [9.0, 1.2, 1.4, 1.8],
+    )  # 1 s + 0.02 s a token; the first warms up
+    assert trial.fitted() == pytest.approx((1.0, 0.02))
+    trial.tokens, trial.seconds = [50, 10, 20], [9.0, 1.0, 2.0]  # too few for a line
+    assert trial.fitted() == pytest.approx((0.0, 0.1))
+    trial.tokens, trial.seconds = [50, 10, 20, 30], [9.0, 2.0, 1.5, 1.0]  # noise: heavier steps were faster
+    assert trial.fitted() == pytest.approx((1.5, 0.0))
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_pictures(monkeypatch)
+    settings = config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    estimate(settings)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == before
