@@ -1,0 +1,45 @@
+"""The table of an activation against PyTorch's own kernels, for every value that bf16 has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers.activations import ACT2FN
+
+from veneer.engine.activations import activation_of
+
+NAMES = ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
+
+
+def every_bf16() -> torch.Tensor:
+    """All finite bf16 numbers up to 1e4 in size, (N, 1)."""
+    patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    return patterns[patterns.float().abs() < 1e4].unsqueeze(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_value_and_slope_are_the_rounded_fp32_ones(name: str) -> None:
+    activation = activation_of(name)
+    assert activation is not None
+    x = every_bf16().requires_grad_(True)
+    y = activation(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    wide = x.detach().float().requires_grad_(True)
+    expected = ACT2FN[name](wide)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), wide)
+    # one rounding to bf16: a relative error of 2^-8; slopes near zero come from a difference of nearly equal numbers
+    assert_close(y.float(), expected, rtol=2**-7, atol=1e-6)
+    assert_close(slope.float(), expected_slope, rtol=2**-7, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fp32_is_transformers_activation(name: str) -> None:
+    activation = activation_of(name)
+    assert activation is not None
+    x = torch.linspace(-8, 8, 1001)
+    assert_close(activation(x), ACT2FN[name](x), rtol=1e-5, atol=1e-6)
+
+
+def test_an_unknown_activation_is_none() -> None:
+    assert activation_of("quick_gelu_of_tomorrow") is None
