@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import Output, facts_table
-from veneer.cli.flags import ADAPTER, BASE, DATA, OUTPUT, RUN, TRAINING, assignments, nested, with_flags
+from veneer.cli.console import Output
+from veneer.cli.flags import ADAPTER, BASE, DATA, OUTPUT, RUN, TRAINING, Flag, assignments, nested, with_flags
 from veneer.cli.scores import scores_table
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ $ veneer train --config adapters/spam/config.yaml --epochs 8 --fresh
 """
 
 
-@with_flags(*DATA, *BASE, *ADAPTER, *TRAINING, *RUN, *OUTPUT)
+DRY_RUN = Flag("dry-run", None, bool, "Say how long it takes and how much memory; write nothing.", "Training")
+
+
+@with_flags(*DATA, *BASE, *ADAPTER, *TRAINING, DRY_RUN, *RUN, *OUTPUT)
 def train(
     source: Annotated[
         str | None,
@@ -46,6 +49,12 @@ def train(
 
         with TrainProgress(output) as reporter:
             reporter.say("starting")
+            if settings["dry_run"]:
+                from veneer.training.estimate import estimate
+
+                found = estimate(configuration(source, settings), say=reporter.say)
+                output.result(found.to_json(), lambda console: console.print("\n".join(found.lines())))
+                return
             from veneer.training.run import train as run
 
             done = run(
@@ -119,14 +128,10 @@ def show(console: Console, done: Finished) -> None:
     speed = facts.speed
     took = f"{duration(done.seconds)}, of which training {duration(speed['training_seconds'])}"
     rates = f"{speed['texts_per_second']:,.0f} texts/s, {speed['tokens_per_second']:,.0f} tokens/s"
-    console.print()
     console.print(
-        facts_table(
-            [
-                ("took", f"{took} ({rates})"),
-                ("adapter", f"{done.path} ({bytes_text(done.folder.size_bytes)})"),
-                ("report", f"open {done.path / 'report.html'}"),
-                ("next", f'veneer predict {done.path} "a text of yours"'),
-            ]
-        )
+        f"\ntook     {took} ({rates})\n"
+        f"adapter  {done.path} ({bytes_text(done.folder.size_bytes)})\n"
+        f"report   open {done.path / 'report.html'}\n"
+        f'next     veneer predict {done.path} "a text of yours"',
+        soft_wrap=True,  # a path is not broken into two
     )
