@@ -9,6 +9,7 @@
 This package must not know any model, task or file.
 """
 
+from veneer.lora.algebra import Combined, CombineMethod, combine
 from veneer.lora.attach import (
     AttachReport,
     active_adapters,
@@ -33,6 +34,8 @@ from veneer.lora.targets import resolve_targets
 __all__ = [
     "TASK_TYPES",
     "AttachReport",
+    "CombineMethod",
+    "Combined",
     "LoraConfig",
     "LoraEmbedding",
     "LoraLinear",
@@ -46,6 +49,7 @@ __all__ = [
     "adapter_parameters",
     "adapter_state_dict",
     "attach",
+    "combine",
     "count_parameters",
     "detach",
     "disabled",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from veneer.errors import TargetError
 
-__all__ = ["draw_seed", "init_embedding", "init_linear", "init_pissa"]
+__all__ = ["draw_seed", "generator_for", "init_embedding", "init_linear", "init_pissa"]
 
 
 def draw_seed() -> int:
@@ -32,7 +32,7 @@ def init_linear(init: bool | str, r: int, n: int, m: int, *, seed: int, name: st
     with standard deviation 1/r, B zero. False: both as in nn.Linear, B not zero; for tests.
     """
     if init == "gaussian":
-        lora_A = torch.empty(r, n).normal_(0.0, 1.0 / r, generator=_generator(seed, f"{name}.lora_A"))
+        lora_A = torch.empty(r, n).normal_(0.0, 1.0 / r, generator=generator_for(seed, f"{name}.lora_A"))
     else:
         lora_A = _uniform(r, n, seed, f"{name}.lora_A")
     lora_B = _uniform(m, r, seed, f"{name}.lora_B") if init is False else torch.zeros(m, r)
@@ -46,9 +46,9 @@ def init_embedding(
 
     False: both normal. PiSSA and Gaussian are the same as True here, as in PEFT.
     """
-    lora_B = torch.empty(width, r).normal_(generator=_generator(seed, f"{name}.lora_B"))
+    lora_B = torch.empty(width, r).normal_(generator=generator_for(seed, f"{name}.lora_B"))
     if init is False:
-        return torch.empty(r, rows).normal_(generator=_generator(seed, f"{name}.lora_A")), lora_B
+        return torch.empty(r, rows).normal_(generator=generator_for(seed, f"{name}.lora_A")), lora_B
     return torch.zeros(r, rows), lora_B
 
 
@@ -82,10 +82,11 @@ def init_pissa(
 
 def _uniform(rows: int, columns: int, seed: int, name: str) -> Tensor:
     bound = 1.0 / math.sqrt(columns)
-    return torch.empty(rows, columns).uniform_(-bound, bound, generator=_generator(seed, name))
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator_for(seed, name))
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A generator of its own for one tensor: the same for the same seed and name."""
     return torch.Generator().manual_seed(_tensor_seed(seed, name))
 
 
