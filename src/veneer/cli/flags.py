@@ -261,8 +261,8 @@ TRAINING = (
     Flag(
         "keep",
         "keep",
-        Literal["best", "last"],
-        "The best adapter, or the last (best).",
+        Literal["auto", "best", "last"],
+        "The best, the last, or auto: the last unless an earlier is clearly better.",
         "Training",
         metavar="WHICH",
     ),
@@ -361,7 +361,8 @@ def nested(flags: Iterable[Flag], settings: Mapping[str, Any]) -> dict[str, Any]
     found: dict[str, Any] = {}
     for flag in flags:
         value = settings.get(flag.parameter)
-        if flag.key is not None and value not in (None, False, [], ()):
+        given = value is not None and value is not False and value != []
+        if flag.key is not None and given:
             _put(found, flag.key, flag.read(value))
     return found
 

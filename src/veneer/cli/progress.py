@@ -95,10 +95,10 @@ class TrainProgress:
 
     def _start_bar(self, steps: int, done: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        self._bar = Progress(
-            BarColumn(8), TextColumn("{task.fields[line]}"), console=self.output.err, transient=True
-        )
+        line = TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        self._bar = Progress(BarColumn(8), line, console=self.output.err, transient=True)
         self._task = self._bar.add_task("", total=steps, completed=done, line="the first step ...")
         self._bar.start()
 
@@ -111,7 +111,7 @@ class TrainProgress:
 
 
 def step_line(info: StepInfo, epoch: int, epochs: int, *, wide: bool) -> str:
-    """One line about a step; the short form has at most 70 characters."""
+    """One line about a step; the short form fits beside the bar in 80 columns."""
     left = _clock(info.seconds_left)
     if wide:
         metric = f"{info.metric[0]} {info.metric[1]:.1%}, " if info.metric else ""
@@ -119,7 +119,7 @@ def step_line(info: StepInfo, epoch: int, epochs: int, *, wide: bool) -> str:
             f"step {info.step:,}/{info.steps:,}, epoch {epoch}/{epochs}, loss {info.loss:.3f}, {metric}"
             f"{info.texts_per_s:,.0f} texts/s, {info.tokens_per_s:,.0f} tokens/s, {left} left"
         )
-    metric = f" {info.metric[0][:3]} {info.metric[1]:.1%}" if info.metric else ""
+    metric = f" {info.metric[0][:3]} {info.metric[1]:.3f}" if info.metric else ""
     return (
         f"{info.step}/{info.steps} ep {epoch}/{epochs} loss {info.loss:.3f}{metric} "
         f"{_short(info.texts_per_s)} texts/s {_short(info.tokens_per_s)} tok/s {left}"
@@ -167,4 +167,4 @@ def _clock(seconds: float) -> str:
 
 
 def _short(number: float) -> str:
-    return f"{number:.0f}" if number < 1000 else f"{number / 1000:.1f}k"
+    return f"{number:.0f}" if number < 1000 else f"{number / 1000:.3g}k"

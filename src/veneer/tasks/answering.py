@@ -109,12 +109,10 @@ def answer_file(
     rows = empty = 0
     with replacing_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
         put = _rows_to(file, out.suffix.lower(), stream, names)
-        for row, _, answer in answer_texts(answers, stream):
-            found = (
-                _columns(answer, tuple(all_probabilities)) if answer is not None else dict.fromkeys(columns)
-            )
+        for row, text, answer in answer_texts(answers, stream):
+            found = _columns(answer, all_probabilities)
             put(row, {names[key]: value for key, value in found.items()})
-            rows, empty = rows + 1, empty + (answer is None)
+            rows, empty = rows + 1, empty + (not text.strip())
             if rows % CHUNK == 0:
                 progress(rows)
     return Answered(rows, empty, tuple(names.values()))

@@ -1,0 +1,120 @@
+"""The command line as a whole: help, speed, exit codes, traces."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from command import environment, veneer
+
+from conftest import Trained
+from veneer.cli.progress import step_line
+from veneer.training.loop import StepInfo
+
+VERBS = ["train", "predict", "evaluate", "inspect", "preview"]
+
+
+@pytest.fixture(autouse=True)
+def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from veneer.cli import main; code = main(['--help']); "
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'sklearn', 'pyarrow'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "veneer train example" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_helps_with_examples_in_80_columns(verb: str) -> None:
+    done = veneer(verb, "--help")
+    assert done.code == 0
+    assert done.out.count(f"veneer {verb}") >= 3  # usage and at least two examples
+    assert "…" not in done.out  # no flag is cut short
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_help_of_all_and_the_version() -> None:
+    assert veneer().out == veneer("--help").out
+    assert all(verb in veneer("-h").out for verb in VERBS)
+    assert veneer("--version").out == "veneer 0.1.0\n"
+
+
+def test_an_unknown_verb() -> None:
+    done = veneer("trian", "x.csv")
+    assert done.code == 2
+    assert "trian" in done.err
+    assert "train" in done.err
+
+
+def test_debug_shows_the_trace_and_without_it_there_is_none() -> None:
+    shown = veneer("train", "nope.csv", "--debug")
+    assert shown.code == 2
+    assert "Traceback" in shown.err
+    assert "Traceback" in veneer("--debug", "train", "nope.csv").err
+    assert "Traceback" not in veneer("train", "nope.csv").err
+
+
+def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, trained: Trained) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("veneer.tasks.adapted.load", broken)
+    done = veneer("predict", trained.adapter, "x", "--json")
+    assert done.code == 1
+    assert "KeyError: 'surprise'" in done.err
+    assert "--debug" in done.err
+    assert "Traceback" not in done.err
+    assert done.json["error"]["type"] == "KeyError"
+
+
+def test_ctrl_c_outside_of_training(monkeypatch: pytest.MonkeyPatch, trained: Trained) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("veneer.tasks.adapted.load", stopped)
+    done = veneer("predict", trained.adapter, "x")
+    assert done.code == 130
+    assert "Traceback" not in done.err
+
+
+def test_no_colour_and_no_terminal_mean_no_escape_codes(trained: Trained) -> None:
+    done = veneer("inspect", trained.adapter)
+    assert "\x1b" not in done.out + done.err
+    run = subprocess.run(
+        [sys.executable, "-m", "veneer", "train"],
+        capture_output=True,
+        text=True,
+        env=environment(NO_COLOR="1", FORCE_COLOR=""),
+        check=False,
+    )
+    assert run.returncode == 2
+    assert "\x1b" not in run.stderr
+    assert run.stdout == ""
+
+
+def test_the_step_line_fits_beside_the_bar() -> None:
+    info = StepInfo(1234, 6543, 1.3456, 1e-3, 12345.6, 98765.4, 3600, ("accuracy", 1.0))
+    assert len(step_line(info, 2, 5, wide=False)) <= 80 - len("━━━━━━━━ ")
+    long = step_line(info, 2, 5, wide=True)
+    assert "accuracy 100.0%" in long
+    assert "12,346 texts/s" in long
+    assert "1:00:00 left" in long
+
+
+def test_a_full_disk_or_a_forbidden_place_is_no_fault_of_ours() -> None:
+    message, code = importlib.import_module("veneer.cli.main")._explained(
+        PermissionError(13, "Permission denied", "/some/file")
+    )
+    assert code == 1
+    assert message == "Permission denied: /some/file"
