@@ -75,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         return _broken_pipe()
+    except SystemExit as ended:  # typer's own answer to a broken pipe
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _broken_pipe()
+        raise
     except KeyboardInterrupt:
         return _told("Interrupted", "interrupted; nothing was half written.", INTERRUPTED, options)
     except Exception as error:
@@ -103,7 +107,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 def _usage(error: Any) -> str:
     path = error.ctx.command_path if error.ctx is not None else "veneer"
-    return f"{error.format_message()} See: {path} --help"
+    said = error.format_message().replace("Value error, ", "").removeprefix("Invalid value: ")
+    return f"{said} See: {path} --help"
 
 
 def _told(kind: str, message: str, code: int, options: Sequence[str]) -> int:
