@@ -1,0 +1,85 @@
+"""`veneer extract`: a LoRA adapter out of two full models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from veneer.cli.console import Output, facts_table, table
+from veneer.cli.flags import OUTPUT, Flag, with_flags
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from veneer.recipes.extraction import Extraction
+
+__all__ = ["EXAMPLES", "extract"]
+
+EXAMPLES = """\
+[dim]Examples[/]
+$ veneer extract bert-base-uncased path/to/tuned --max-error 0.1
+$ veneer extract bert-base-uncased path/to/tuned --r 16 --out adapters/tuned
+$ veneer extract path/to/base path/to/tuned --r 16 --json
+"""
+
+_FLAGS = (
+    Flag("r", None, int, "The rank to keep.", "Rank", metavar="N"),
+    Flag("max-error", None, float, "Or: the lowest rank with at most this error.", "Rank", metavar="X"),
+    Flag(
+        "out", None, Path, "Write the adapter, its errors and a picture there.", "Output", "o", metavar="PATH"
+    ),
+    Flag("overwrite", None, bool, "Replace an adapter that stands there.", "Output"),
+)
+_SHOWN_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@with_flags(*_FLAGS, *OUTPUT)
+def extract(
+    base: Annotated[str, typer.Argument(help="Hub name or folder of the base.", show_default=False)],
+    tuned: Annotated[
+        str, typer.Argument(help="The model that was tuned from it, in full.", show_default=False)
+    ],
+    **settings: Any,
+) -> None:
+    """Make the LoRA adapter that is nearest to what fine-tuning changed.
+
+    By singular values, layer by layer; says the error of each rank, and what no adapter can carry.
+    """
+    output = Output(json=settings["json"], quiet=settings["quiet"])
+    with output.working():
+        from veneer.recipes.extraction import extract_folders
+
+        found = extract_folders(
+            base,
+            tuned,
+            r=settings["r"],
+            max_error=settings["max_error"],
+            out=settings["out"],
+            overwrite=settings["overwrite"],
+        )
+        for each in found.unrepresented:
+            share = each.norm / max(each.base_norm, 1e-30)
+            output.warn(
+                f"{each.name} differs by {share:.2%} of its size and is in no adapter: {each.reason}."
+            )
+    output.result(found.to_json(), lambda console: _show(console, found))
+
+
+def _show(console: Console, found: Extraction) -> None:
+    places = [i for i, rank in enumerate(found.ranks) if rank in _SHOWN_RANKS or rank == found.r]
+    shown = table(
+        "layer", "change", *(f"r {found.ranks[i]}" for i in places), numbers=range(1, len(places) + 2)
+    )
+    for name, facts in found.layers.items():
+        shown.add_row(name, f"{facts['relative_change']:.2%}", *(f"{facts['errors'][i]:.1%}" for i in places))
+    shown.add_row("all layers", "", *(f"{found.errors[i]:.1%}" for i in places), style="bold")
+    console.print(shown)
+    console.print()
+    rows = [("rank", f"{found.r}; error {found.error:.2%} of the change")]
+    if found.saved_whole:
+        rows.append(("stored whole", f"{', '.join(found.saved_whole)} (not in the base)"))
+    if found.folder is not None:
+        rows.append(("adapter", f"{found.folder} (PEFT's two files, errors.json, singular_values.png)"))
+    console.print(facts_table(rows))
