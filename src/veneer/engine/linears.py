@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from veneer.engine.frozen import FrozenLinear
 from veneer.lora.dora import Dora
 from veneer.lora.layers import Layout, LoraLinear, layout_of
 
@@ -25,6 +26,8 @@ __all__ = ["LinearGroup", "Slot"]
 
 Part = tuple[int, int, float]
 """First output, number of outputs and scaling of one adapter in a group."""
+
+_FACTORS = 5  # where the factors begin among the arguments of the autograd function
 
 
 Slot = tuple[nn.Module, str]
@@ -40,8 +43,9 @@ class LinearGroup:
 
     def __init__(self, *slots: Slot) -> None:
         self.slots = slots
-        self._weight: Tensor | None = None
+        self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
+        self._frozen: dict[tuple[int, int] | None, FrozenLinear] = {}
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -73,7 +77,9 @@ class LinearGroup:
         `columns` picks a part of the outputs, as if the other layers were not there.
         """
         layers = self.layers
-        transposed, weight, bias, sizes = self._arranged([_base_of(layer) for layer in layers])
+        bases = [_base_of(layer) for layer in layers]
+        sizes = [layout_of(base).sizes(base)[1] for base in bases]  # type: ignore[union-attr]
+        bias = _biases([base.bias for base in bases], sizes, x.dtype)
         factors: list[Tensor] = []
         parts: list[Part] = []
         start = 0
@@ -85,43 +91,55 @@ class LinearGroup:
                 parts.append((start, size, pair.settings.scaling))
             start += size
         if columns is not None:
-            weight = weight[:, columns] if transposed else weight[columns]
             bias = None if bias is None else bias[columns]
             factors, parts = _cut(factors, parts, columns)
-        return _GroupLinear.apply(x, residual, weight, bias, transposed, tuple(parts), *factors)
+        frozen = self._frozen_linear(bases, columns)
+        return _GroupLinear.apply(x, residual, bias, frozen, tuple(parts), *factors)
 
-    def _arranged(self, bases: Sequence[Any]) -> tuple[bool, Tensor, Tensor | None, list[int]]:
-        """Whether the layout is Conv1D's; the weights side by side; the biases (M,); each layer's m."""
+    def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear:
+        """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
         transposed = layout_of(bases[0]) is Layout.CONV1D
-        axis = 1 if transposed else 0
-        sizes = [base.weight.shape[axis] for base in bases]
-        if len(bases) == 1:
-            return transposed, bases[0].weight, bases[0].bias, sizes
-        stamp = tuple((base.weight.data_ptr(), base.weight.dtype) for base in bases)
-        if self._weight is None or stamp != self._stamp:
-            self._arrange_(bases, axis, sizes)
-        assert self._weight is not None
-        return transposed, self._weight, _biases([base.bias for base in bases], sizes), sizes
+        if _stamp(bases) != self._stamp:
+            self._arrange_(bases, 1 if transposed else 0)
+        key = None if columns is None else (columns.start, columns.stop)
+        if key not in self._frozen:
+            assert self._block is not None
+            weight = self._block
+            if columns is not None:
+                weight = weight[:, columns] if transposed else weight[columns]
+            self._frozen[key] = FrozenLinear(weight, transposed=transposed)
+        return self._frozen[key]
 
     @torch.inference_mode(False)  # what a prediction arranges, training has to be able to use
     @torch.no_grad()
-    def _arrange_(self, bases: Sequence[Any], axis: int, sizes: list[int]) -> None:
+    def _arrange_(self, bases: Sequence[Any], axis: int) -> None:
         """Lay the weights of several layers into one block, and let each layer's weight be its part of it."""
-        block = torch.cat([base.weight for base in bases], dim=axis)
-        for base, part in zip(bases, block.split(sizes, dim=axis), strict=True):
-            base.weight.data = part
-        self._weight = block
-        self._stamp = tuple((base.weight.data_ptr(), base.weight.dtype) for base in bases)
+        self._block = bases[0].weight.detach()
+        if len(bases) > 1:
+            sizes = [base.weight.shape[axis] for base in bases]
+            self._block = torch.cat([base.weight for base in bases], dim=axis)
+            for base, part in zip(bases, self._block.split(sizes, dim=axis), strict=True):
+                base.weight.data = part
+        self._frozen = {}
+        self._stamp = _stamp(bases)
 
 
-def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
-    """(M,) the layers' biases as they are now: they may be trained while the weights are not; None without any."""
+def _stamp(bases: Sequence[Any]) -> tuple[Any, ...]:
+    """What changes when a weight does: its place, its dtype, or the count of its changes in place."""
+    weights = [base.weight for base in bases]
+    return tuple((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights)
+
+
+def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    """(M,) the layers' biases as they are now, for an adapter may bring its own; None without any."""
     there = [bias for bias in biases if bias is not None]
     if not there:
         return None
+    if len(biases) == 1:
+        return there[0].to(dtype)
     return torch.cat(
         [there[0].new_zeros(n) if bias is None else bias for bias, n in zip(biases, sizes, strict=True)]
-    )
+    ).to(dtype)
 
 
 def _base_of(layer: nn.Module) -> Any:
@@ -150,34 +168,23 @@ class _GroupLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
-        weight: Tensor,
         bias: Tensor | None,
-        transposed: bool,
+        frozen: FrozenLinear,
         parts: tuple[Part, ...],
         *factors: Tensor,
     ) -> Tensor:
-        W_t = weight if transposed else weight.t()  # (n, M)
-        if residual is not None:
-            y = torch.addmm(residual, x, W_t)
-            if bias is not None:
-                y.add_(bias)
-        else:
-            y = torch.mm(x, W_t) if bias is None else torch.addmm(bias, x, W_t)
+        y = frozen.product(x, bias, residual)
         h = A = B = None
         if parts:
-            A, B = _side_by_side(factors, parts, W_t.shape[1], x.dtype)
+            A, B = _side_by_side(factors, parts, y.shape[1], x.dtype)
             h = torch.mm(x, A.t())  # (T, R)
             y.addmm_(h, B.t())
         need_x = ctx.needs_input_grad[0]
-        need_factors = any(ctx.needs_input_grad[6:])
+        need_factors = any(ctx.needs_input_grad[_FACTORS:])
         ctx.save_for_backward(
-            x if need_factors else None,
-            h if need_factors else None,
-            weight if need_x else None,
-            A if need_x else None,
-            B,
+            x if need_factors else None, h if need_factors else None, A if need_x else None, B
         )
-        ctx.transposed, ctx.parts = transposed, parts
+        ctx.frozen, ctx.parts = frozen, parts
         ctx.ranks = [A_i.shape[0] for A_i in factors[::2]]
         ctx.dtypes = [factor.dtype for factor in factors]
         return y
@@ -185,13 +192,13 @@ class _GroupLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, weight, A, B = ctx.saved_tensors
+        x, h, A, B = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[:2]
-        need_factors = any(ctx.needs_input_grad[6:])
+        need_factors = any(ctx.needs_input_grad[_FACTORS:])
         g = torch.mm(grad, B) if B is not None and (need_x or need_factors) else None  # (T, R), scaled
         grad_x = None
         if need_x:
-            grad_x = torch.mm(grad, weight.t() if ctx.transposed else weight)
+            grad_x = ctx.frozen.input_gradient(grad)
             if g is not None:
                 grad_x.addmm_(g, A)
         grads: list[Tensor | None] = [None] * len(ctx.dtypes)
@@ -204,7 +211,7 @@ class _GroupLinear(torch.autograd.Function):
                 part = torch.mm(grad[:, start : start + size].t(), h[:, at : at + r])  # (m, r)
                 grads[2 * i + 1] = part.to(ctx.dtypes[2 * i + 1]).mul_(scaling)
                 at += r
-        return (grad_x, grad if need_residual else None, None, None, None, None, *grads)
+        return (grad_x, grad if need_residual else None, None, None, None, *grads)
 
 
 def _side_by_side(

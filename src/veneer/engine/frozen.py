@@ -1,0 +1,96 @@
+"""A frozen weight in the layout that the machine's product wants.
+
+oneDNN, which multiplies for PyTorch on CPUs, puts a bf16 weight into blocks before every product; for the few hundred
+tokens of a batch that costs as much as the product. A frozen weight never changes, so it is put into blocks once, for
+the product forward and for the gradient of the input, each when it is first needed. Where there is no such layout
+(fp32, a GPU, another build of PyTorch) the plain products are taken.
+
+This file knows tensors only. Shapes: T tokens, n inputs, m outputs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["FrozenLinear"]
+
+_ROWS = 256  # tokens that the blocks are laid out for; other numbers are computed as exactly
+
+
+class FrozenLinear:
+    """Products with a frozen W.
+
+    Args:
+        weight: (m, n), or (n, m) if `transposed` (Conv1D's layout); never changed afterwards.
+        transposed: which of the two it is.
+    """
+
+    def __init__(self, weight: Tensor, *, transposed: bool) -> None:
+        self.weight = weight.detach()
+        self.transposed = transposed
+        self._forward: Tensor | None = None
+        self._backward: Tensor | None = None
+        self._blocked = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and _has_blocks()
+
+    def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+        """x (T, n) -> (T, m): x W^T + bias (m,) + residual (T, m)."""
+        if self._blocked:
+            if self._forward is None:
+                self._forward = _in_blocks(self.weight.t() if self.transposed else self.weight)
+            return _blocked_product(x, self._forward, bias, residual)
+        W_t = self.weight if self.transposed else self.weight.t()  # (n, m)
+        if residual is None:
+            return torch.mm(x, W_t) if bias is None else torch.addmm(bias, x, W_t)
+        y = torch.addmm(residual, x, W_t)
+        return y if bias is None else y.add_(bias)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """(T, m) -> (T, n): the gradient of the input."""
+        if self._blocked:
+            if self._backward is None:
+                self._backward = _in_blocks(self.weight if self.transposed else self.weight.t())
+            return _blocked_product(grad, self._backward, None, None)
+        return torch.mm(grad, self.weight.t() if self.transposed else self.weight)
+
+
+def _blocked_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    ops: Any = torch.ops.mkldnn
+    x = x.contiguous()
+    if residual is None:
+        out: Tensor = ops._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    added: Tensor = ops._linear_pointwise.binary(x, residual, weight, bias, "add")
+    return added
+
+
+@torch.inference_mode(False)  # what a prediction lays out, training has to be able to use
+@torch.no_grad()
+def _in_blocks(weight: Tensor) -> Tensor:
+    """(m, n) in oneDNN's blocks."""
+    ops: Any = torch.ops.mkldnn
+    blocked: Tensor = ops._reorder_linear_weight(weight.contiguous(), _ROWS)
+    return blocked
+
+
+@lru_cache(maxsize=1)
+def _has_blocks() -> bool:
+    """Whether this PyTorch has blocked products and they give the plain ones' results: tried on a small product."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    with torch.inference_mode():
+        x = torch.arange(96, dtype=torch.float32).reshape(6, 16).sin().to(torch.bfloat16)
+        W = torch.arange(512, dtype=torch.float32).reshape(32, 16).cos().to(torch.bfloat16)
+        b = torch.arange(32, dtype=torch.float32).sin().to(torch.bfloat16)
+        residual = torch.ones(6, 32, dtype=torch.bfloat16)
+        try:
+            found = _blocked_product(x, _in_blocks(W), b, None)
+            added = _blocked_product(x, _in_blocks(W), b, residual)
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return False
+        plain = x.float() @ W.float().t() + b.float()
+        close = torch.allclose(found.float(), plain, rtol=0.02, atol=0.05)
+        return close and torch.allclose(added.float(), plain + 1.0, rtol=0.02, atol=0.05)
