@@ -32,7 +32,8 @@ from veneer.errors import (
     UserMistake,
     VeneerError,
 )
-from veneer.tasks.adapted import Adapted, load, replay
+from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.golden import replay
 from veneer.training.run import train
 
 TEXTS = ["win a free prize now", "thanks", "the film is great and you love it, the film is great", "call 77"]
@@ -61,9 +62,9 @@ def copied(trained: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def logits(adapted: Adapted, texts: list[str] = TEXTS) -> torch.Tensor:
-    from veneer.tasks.adapted import _Sequences
+    from veneer.tasks.encoding import TokenLists
 
-    return torch.from_numpy(adapted.outputs_of(_Sequences(adapted.encode(texts))))
+    return torch.from_numpy(adapted.outputs_of(TokenLists(adapted.encode(texts))))
 
 
 def change_json(path: Path, **changes: Any) -> None:
@@ -282,7 +283,9 @@ def test_a_changed_base_is_refused(trained: dict[str, Path], copied: Path, tmp_p
     weights = load_file(base / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] += 1e-3
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BaseError, match=r"is not the base of this adapter .*: the hash of its weights is sha256:"):
+    with pytest.raises(
+        BaseError, match=r"is not the base of this adapter .*: the hash of its weights is sha256:"
+    ):
         load(copied, base=str(base))
 
 
