@@ -23,7 +23,8 @@ from veneer.errors import Interrupted, VeneerError
 from veneer.lora import adapter_parameters
 from veneer.training.checkpoint import Checkpoint
 from veneer.training.config import TrainConfig
-from veneer.training.loop import Trained, make_optimizer, train_loop
+from veneer.training.loop import Trained, train_loop
+from veneer.training.optimizer import make_optimizer
 from veneer.training.prepare import Run, set_up
 from veneer.training.schedule import rate_factor
 
@@ -119,7 +120,9 @@ def test_the_last_rate_of_a_step_is_that_of_the_schedule(place: Path) -> None:
 def test_biases_and_vectors_are_not_decayed(place: Path) -> None:
     run = set_up(config(place, weight_decay=0.3))
     named = dict(adapter_parameters(run.adapted.model))
-    optimizer = make_optimizer(named, run.config)
+    optimizer = make_optimizer(
+        named, learning_rate=run.config.learning_rate, weight_decay=run.config.weight_decay
+    )
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in named.items()} == {
         name: 0.3 if p.ndim > 1 else 0.0 for name, p in named.items()

@@ -14,20 +14,20 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from veneer.adapter import AdapterFolder, Facts, Golden, read_adapter
+from veneer.adapter import AdapterFolder, Facts, read_adapter
 from veneer.engine import PackedBatch, Precision, Runner, choose_precision, pack
 from veneer.engine.device import choose_device
 from veneer.engine.packing import Layout
 from veneer.engine.precision import PrecisionName
 from veneer.engine.prefix import PrefixStore
-from veneer.errors import AdapterError, BaseError, DriftError
+from veneer.errors import AdapterError, BaseError
 from veneer.lora import (
     AttachReport,
     LoraConfig,
@@ -39,12 +39,12 @@ from veneer.models import Base, cast_frozen_, load_base
 from veneer.models.heads import native_pooling
 from veneer.tasks.base import Answer, Task, TokenSequences
 from veneer.tasks.classification import Classification
-from veneer.tasks.encoding import encode_texts
+from veneer.tasks.encoding import TokenLists, encode_texts
+from veneer.tasks.golden import replay
 from veneer.tasks.registry import task_from_facts
 
 __all__ = ["Adapted", "adapt", "load"]
 
-GOLDEN_TOLERANCE = 2e-3  # fp32 logits on another processor, whose sums have another order
 _MAX_BATCH_TOKENS = 4096
 _MAX_BATCH_TEXTS = 256
 
@@ -152,7 +152,7 @@ class Adapted:
             )
         if not texts:
             return []
-        return self.task.answers(self.outputs_of(_Sequences(self.encode(texts))))
+        return self.task.answers(self.outputs_of(TokenLists(self.encode(texts))))
 
 
 def adapt(
@@ -240,41 +240,6 @@ def load(
     )
 
 
-def golden_of(adapted: Adapted, texts: Sequence[str]) -> Golden:
-    """The answers to store with an adapter; `adapted` has to be in fp32."""
-    outputs = adapted.outputs_of(_Sequences(adapted.encode(texts)))
-    rows = tuple(tuple(round(float(value), 6) for value in row) for row in outputs)
-    return Golden(inputs=tuple(texts), outputs=rows, tolerance=GOLDEN_TOLERANCE)
-
-
-def replay(adapted: Adapted, golden: Golden) -> None:
-    """Answer the golden inputs again and compare.
-
-    Raises:
-        DriftError: an output differs by more than the tolerance.
-        AdapterError: what is stored does not fit the adapter.
-    """
-    if not golden.inputs:
-        return
-    outputs = adapted.outputs_of(_Sequences(adapted.encode([str(text) for text in golden.inputs])))
-    stored = np.asarray(golden.outputs, dtype=np.float32)
-    if outputs.shape != stored.shape:
-        raise AdapterError(
-            f"veneer.json stores golden outputs of the shape {stored.shape}, the adapter gives {outputs.shape}. "
-            "The folder is damaged; train it again."
-        )
-    difference = np.abs(outputs - stored)
-    limit = golden.tolerance * max(1.0, float(np.abs(stored).max()))
-    if not difference.max() <= limit:  # so that NaN is a difference too
-        row = int(difference.max(axis=1).argmax())
-        raise DriftError(
-            f"This adapter does not answer as it did when it was stored: golden input {row} gives "
-            f"{np.round(outputs[row], 4).tolist()}, stored was {np.round(stored[row], 4).tolist()} "
-            f"(limit {limit:.1e}). Its files, its base or a library has changed; train it again, or load it with "
-            "verify=False (--no-verify) if you know why."
-        )
-
-
 def length_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Rows in batches of similar length, the longest first (so that a lack of memory shows at once)."""
     order = np.argsort(-lengths, kind="stable")
@@ -284,20 +249,6 @@ def length_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         batches.append(order[start : start + texts])
         start += texts
     return batches
-
-
-class _Sequences:
-    """Lists of token ids as `TokenSequences`."""
-
-    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
-        self._ids = ids
-        self.lengths = np.array([len(row) for row in ids], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, index: int, /) -> NDArray[Any]:
-        return np.asarray(self._ids[index])
 
 
 def _task_of(folder: AdapterFolder) -> Task:

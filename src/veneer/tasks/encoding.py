@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from veneer.data.preview import ShownToken, ShowTokens
 from veneer.data.tokens import TokenStore, tokenize
 
-__all__ = ["encode_texts", "special_ends", "token_shower", "token_store"]
+__all__ = ["TokenLists", "encode_texts", "special_ends", "token_shower", "token_store"]
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
@@ -88,3 +91,17 @@ def _filler(tokenizer: Any) -> int:
         if found is not None:
             return int(found)
     return 0
+
+
+class TokenLists:
+    """Lists of token ids as `veneer.tasks.base.TokenSequences`."""
+
+    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
+        self._ids = ids
+        self.lengths = np.array([len(row) for row in ids], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int, /) -> NDArray[Any]:
+        return np.asarray(self._ids[index])

@@ -36,8 +36,9 @@ from veneer.evaluation.scores import Metrics
 from veneer.evaluation.verdict import Verdict, verdict_of
 from veneer.lora import adapter_state_dict, disabled, peft_config_dict
 from veneer.models.heads import native_pooling
-from veneer.tasks.adapted import Adapted, golden_of, load
+from veneer.tasks.adapted import Adapted, load
 from veneer.tasks.classification import Classification, pool
+from veneer.tasks.golden import golden_of
 from veneer.training.loop import Trained
 from veneer.training.pages import pages
 from veneer.training.prepare import Run

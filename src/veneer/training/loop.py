@@ -28,6 +28,13 @@ from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import TokenSequences
 from veneer.training.checkpoint import Checkpoint
 from veneer.training.config import TrainConfig
+from veneer.training.optimizer import (
+    load_weights_,
+    make_optimizer,
+    optimizer_tensors,
+    restore_,
+    share_gradients_,
+)
 from veneer.training.schedule import Plan, rate_factor
 
 __all__ = ["Examples", "Listener", "StepInfo", "Trained", "train_loop"]
@@ -152,10 +159,11 @@ def train_loop(
         VeneerError: the loss is not finite any more.
     """
     weights = dict(adapter_parameters(adapted.model))
-    optimizer = make_optimizer(weights, config)
+    optimizer = make_optimizer(weights, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     state = Trained()
     if start is not None:
-        state = restore_(weights, optimizer, start)
+        restore_(weights, optimizer, start.weights, start.optimizer)
+        state = Trained(step=start.step, best=start.best, **start.progress)
     stored_at = time.monotonic()
 
     def checkpoint() -> None:
@@ -210,56 +218,6 @@ def _keep_(
         state.kept_step = state.best_step
 
 
-def make_optimizer(weights: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) as one fused kernel; biases and vectors are not decayed."""
-    matrices = [p for p in weights.values() if p.ndim >= 2]
-    vectors = [p for p in weights.values() if p.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    fused = next(iter(weights.values())).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=fused,
-    )
-
-
-def optimizer_tensors(
-    weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """The optimiser's state by the names of the weights: "<name>.exp_avg" and so on."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in weights.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def restore_(
-    weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
-) -> Trained:
-    """Put a checkpoint's tensors into weights and optimiser, and give back the state of the loop."""
-    load_weights_(weights, checkpoint.weights)
-    for name, parameter in weights.items():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            tensor = checkpoint.optimizer.get(f"{name}.{key}")
-            if tensor is not None:
-                place = (
-                    torch.device("cpu")
-                    if key == "step" and parameter.device.type == "cpu"
-                    else parameter.device
-                )
-                optimizer.state[parameter][key] = tensor.to(place)
-    return Trained(step=checkpoint.step, best=checkpoint.best, **checkpoint.progress)
-
-
-def load_weights_(weights: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the weights of the same names."""
-    with torch.no_grad():
-        for name, parameter in weights.items():
-            parameter.copy_(tensors[name])
-
-
 def set_mode_(model: nn.Module, config: TrainConfig) -> None:
     """Dropout where it was asked for only: the adapter's own always, the frozen base's with `base_dropout`."""
     model.train(config.base_dropout)
@@ -301,7 +259,7 @@ def _step(
         loss_sum += loss.detach() * len(rows)
         state.tokens += batch.tokens
     if accelerator is not None and accelerator.num_processes > 1:
-        _share_gradients_(weights, accelerator)
+        share_gradients_(weights, accelerator)
         loss_sum = accelerator.reduce(loss_sum, "sum")
     if config.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(list(weights.values()), config.max_grad_norm)
@@ -317,15 +275,6 @@ def _step(
     state.texts += texts
     state.window[0] += total
     state.window[1] += texts
-
-
-def _share_gradients_(weights: Mapping[str, nn.Parameter], accelerator: Any) -> None:
-    """Sum the gradients of all processes: the adapter's few megabytes in one message."""
-    parameters = [p for p in weights.values() if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
-    flat = accelerator.reduce(flat, "sum")
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
 
 
 def _report(state: Trained, plan: Plan, config: TrainConfig, listener: Listener | None) -> None:
