@@ -11,10 +11,10 @@ from command import veneer
 from docs_json import documented
 from huggingface_hub.errors import LocalEntryNotFoundError
 from sklearn.metrics import accuracy_score, f1_score
+from tiny_adapter import Trained
 
 import veneer as package
 from bases import tiny_bert, tiny_gpt2
-from conftest import Trained
 
 
 def test_evaluate_against_scikit_learn(trained: Trained) -> None:

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 from command import environment, veneer
+from tiny_adapter import Trained
 
-from conftest import Trained
 from veneer.cli.progress import step_line
 from veneer.training.loop import StepInfo
 

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 from command import process, veneer
 from docs_json import documented
-
-from conftest import Trained
+from tiny_adapter import Trained
 
 
 def test_texts_as_arguments(trained: Trained) -> None:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from command import veneer
 from docs_json import documented
+from tiny_adapter import Trained
 
-from conftest import Trained
 from veneer.cli.flags import ADAPTER, BASE, DATA, TRAINING, assignments, names_or_pattern, nested
 from veneer.data.config import DataConfig
 from veneer.lora import LoraConfig

@@ -126,7 +126,9 @@ def show(console: Console, done: Finished) -> None:
         console.print(scores_table(rows))
         console.print(f"\n{done.verdict.title}.")
     speed = facts.speed
-    took = f"{duration(done.seconds)}, of which training {duration(speed['training_seconds'])}"
+    trained = speed["training_seconds"]  # of all calls, where the run was stopped and went on
+    part = "of which" if trained < done.seconds else "after an earlier part; in all"
+    took = f"{duration(done.seconds)}, {part} training {duration(trained)}"
     rates = f"{speed['texts_per_second']:,.0f} texts/s, {speed['tokens_per_second']:,.0f} tokens/s"
     console.print(
         f"\ntook     {took} ({rates})\n"

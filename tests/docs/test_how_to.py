@@ -1,0 +1,75 @@
+"""docs/how-to.md: every console line and every program in it is run, in order, in one folder."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bases import tiny_bert
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
+
+from command import veneer
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+@pytest.fixture
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the page names; the default base is a tiny one."""
+    base = tiny_bert(tmp_path / "my-base", max_length=32)
+    monkeypatch.setattr(importlib.import_module("veneer.models.locate"), "_bundled", lambda: base)
+    monkeypatch.chdir(tmp_path)
+    texts = {"spam": "win a free prize, call now", "ham": "thanks for the help with the order"}
+    rows = [
+        {"text": f"{texts[label]} {i}", "label": label, "note": f"n {i}"}
+        for i in range(40)
+        for label in texts
+    ]
+    pd.DataFrame(rows).to_csv("messages.csv", index=False)
+    pd.DataFrame([row | {"text": "now " + row["text"]} for row in rows[:20]]).to_csv("test.csv", index=False)
+    pd.DataFrame([{"id": i, "body": row["text"]} for i, row in enumerate(rows)]).to_csv(
+        "new.csv", index=False
+    )
+    Path("lines.txt").write_text("win a prize\nthanks for it\n")
+    Path("run.yaml").write_text("data:\n  source: messages.csv\nepochs: 2\nbaselines: false\n")
+
+
+@pytest.mark.usefixtures("_folder")
+def test_the_page_runs_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = programs = 0
+    for language, text in BLOCKS:
+        if language == "python":
+            exec(compile(text, str(PAGE), "exec"), {"__name__": "page"})
+            programs += 1
+            continue
+        assert language == "console"
+        for line in text.splitlines():
+            _run(line)
+            commands += 1
+    assert commands >= 12
+    assert programs == 4
+    assert "spam" in capsys.readouterr().out
+    assert pd.read_csv("answers.csv").columns.tolist() == ["id", "body", "label", "probability"]
+    again, first = Path("adapters/again"), Path("adapters/messages")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (again / name).read_bytes() == (first / name).read_bytes()
+
+
+def _run(line: str) -> None:
+    """One line of a console block; `<` feeds a file to standard input."""
+    prompt, program, *arguments = shlex.split(line)
+    assert (prompt, program) == ("$", "veneer"), line
+    given = ""
+    if "<" in arguments:
+        given = Path(arguments[-1]).read_text()
+        arguments = arguments[: arguments.index("<")]
+    done = veneer(*arguments, stdin=given)
+    assert done.code == 0, f"{line}\n{done.err}"
