@@ -7,11 +7,13 @@ included) times the tokens that it computes in an epoch, so that a short measure
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -76,11 +78,13 @@ class _Process:
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
+        # A file, not a pipe: one that nobody reads would fill up.
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.side", spec.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if spec.side != "ours" else None,
+            stderr=self._said,
             text=True,
             env=environment,
             cwd=ROOT,
@@ -114,14 +118,19 @@ class _Process:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._said):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            said = self._process.stderr.read() if self._process.stderr is not None else ""
-            raise RuntimeError(f"side {self.name} ended with {self._process.returncode}\n{said[-3000:]}")
+            self._said.seek(0)
+            said = self._said.read()[-3000:]
+            raise RuntimeError(f"side {self.name} ended with {self._process.returncode}\n{said}")
         found: dict[str, Any] = json.loads(line)
         return found
 
