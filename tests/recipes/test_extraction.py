@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ from veneer.recipes.extraction import extract_folders
 
 RANK = 3
 LAYERS = ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_fc")
+
+
+def documented(verb: str) -> set[str]:
+    """The keys that docs/json.md lists for a verb."""
+    page = Path(__file__).parents[2] / "docs" / "json.md"
+    section = page.read_text(encoding="utf-8").split(f"## `{verb}`")[1].split("\n## ")[0]
+    return set(re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE))
 
 
 def write(model: nn.Module, folder: Path) -> str:
@@ -110,5 +118,7 @@ def test_the_command(folders: tuple[str, str], tmp_path: Path, capsys: pytest.Ca
     assert "rank" in out
     assert "3; error 0.00%" in out
     assert "ln_2.bias" in err
+    assert main(["extract", base, tuned, "--r", "2", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == documented("extract")
     assert main(["extract", base, tuned, "--json"]) == 2
     assert "Give one of the two" in json.loads(capsys.readouterr().out)["error"]["message"]

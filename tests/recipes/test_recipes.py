@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from veneer.recipes.spam import padded, spam_sets
 from veneer.recipes.sst2 import LEAK, _task, padded_logits, sst2_data
 from veneer.recipes.ways import PREPARE
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 Given = Callable[..., Options]
 
 
@@ -39,6 +42,12 @@ def given(shared_data: Path, tmp_path: Path) -> Given:
         return Options(**{**found, **more})
 
     return options
+
+
+def documented(verb: str) -> set[str]:
+    """The keys that docs/json.md lists for a verb."""
+    section = (DOCS / "json.md").read_text(encoding="utf-8").split(f"## `{verb}`")[1].split("\n## ")[0]
+    return set(re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE))
 
 
 class Lines(list[str]):
@@ -57,6 +66,7 @@ def test_spam_from_end_to_end(given: Given) -> None:
     figures = run("spam-gpt2", options, said)
     assert said.count(MEANINGLESS) == 2
     assert figures["note"] == MEANINGLESS
+    assert set(figures) <= documented("reproduce")
     assert figures["data"] == {
         "rows": {"train": 1045, "validation": 149, "test": 300}, "longest": 120,
         "batches": {"train": 130, "validation": 19, "test": 38}, "train_tokens": 31_779,
@@ -242,5 +252,7 @@ def test_the_command_lists_and_runs(
     places = ["--data", str(shared_data / "sst2"), "--tokenizer", str(shared_data / "gpt2_tokenizer")]
     assert main([*command.split(), *places]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["ways"]["hook"]["trainable"] == 512
+    figures = json.loads(out)
+    assert figures["ways"]["hook"]["trainable"] == 512
+    assert set(figures) <= documented("reproduce")
     assert MEANINGLESS in err

@@ -72,7 +72,7 @@ def run(options: Options, say: Say, *, name: str, ways: Sequence[str]) -> dict[s
         f"tokens of GLUE's training set: {real:,} real, {LENGTH * (sizes['train'] + sizes['split']):,} padded"
     )
     figures: dict[str, Any] = gpt2.facts() | {"recipe": name, "rows": sizes, "tokens": real}
-    figures |= {"efficient": options.efficient, "ways": {}}
+    figures |= {"packed": options.efficient, "ways": {}}
     for way in ways:
         figures["ways"][way] = _run_way(way, gpt2, data, options, say, folder / way)
     _compare(figures["ways"], say)
