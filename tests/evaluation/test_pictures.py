@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
 import sys
 
 import numpy as np
@@ -90,6 +91,14 @@ def test_labels_are_shown_as_the_font_can() -> None:
     assert shown_label("!?", 0) == "!?"
 
 
-def test_the_same_figure_gives_the_same_bytes_and_pyplot_stays_out() -> None:
+def test_the_same_figure_gives_the_same_bytes() -> None:
     assert loss_curve(history(5)) == loss_curve(history(5))
-    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_pyplot_and_its_global_state_stay_out() -> None:
+    code = (
+        "import sys; from veneer.evaluation.curves import HistoryPoint, loss_curve; "
+        "loss_curve([HistoryPoint(1, 0.5, 8, train_loss=1.0)]); print('matplotlib.pyplot' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
