@@ -14,9 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from veneer.errors import ConfigError, VeneerError
+from veneer.errors import ConfigError, UserMistake, VeneerError
 
-__all__ = ["cache_folder", "cache_root", "replacing_file", "replacing_folder", "write_bytes", "write_text"]
+__all__ = [
+    "cache_folder",
+    "cache_root",
+    "refuse_existing",
+    "replacing_file",
+    "replacing_folder",
+    "write_bytes",
+    "write_text",
+]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -116,6 +124,23 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _swap(new, path)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+
+def refuse_existing(path: Path, *, marker: str, what: str, overwrite: bool) -> None:
+    """Raise `UserMistake` where a folder written to `path` would replace something that was not meant to be replaced.
+
+    Args:
+        path: where a folder is to be written.
+        marker: the file by which a folder of the same kind is known.
+        what: the kind, with its article: "an adapter".
+        overwrite: whether one of the same kind may be replaced.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / marker).is_file():
+        raise UserMistake(f"{path} exists and is not {what} folder. Choose another place for it.")
+    if not overwrite:
+        raise UserMistake(f"{path} holds {what} already. Give --overwrite to replace it, or another place.")
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -1,0 +1,212 @@
+"""From an adapter to a model of its own: the change added to the base's weights, stored as transformers stores models.
+
+    W' = W + scaling · B A    summed in fp32, stored in the dtype that the base is stored in
+
+The folder is loaded again and asked for the golden answers before it is put into place. This file joins adapters and
+models; it knows no terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from veneer.errors import BaseError, UserMistake
+from veneer.files import refuse_existing, replacing_folder, write_text
+from veneer.lora import merge_and_unload
+from veneer.models import Base, load_base
+from veneer.models.hashing import weight_files
+from veneer.models.heads import Pooling, native_pooling
+from veneer.models.load import quiet
+from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.classification import Classification
+from veneer.tasks.drift import Drift, Reference, classification_of
+from veneer.tasks.encoding import encode_texts
+from veneer.tasks.leaving_pages import merged_page
+from veneer.tasks.plain import plain_logits
+
+__all__ = ["Merged", "merge_adapter", "merge_into_base_", "write_tokenizer"]
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_MODES: dict[Pooling, str] = {
+    "mean": "pooling_mode_mean_tokens",
+    "first": "pooling_mode_cls_token",
+    "last": "pooling_mode_lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A full model that was written.
+
+    Attributes:
+        path: the folder.
+        dtype: of the weights.
+        pooling: what the head reads.
+        native: whether transformers' own class reads the same.
+        drift: how far its answers are from the adapter's.
+        size_bytes: of the weights' files.
+        warnings: what to look at.
+    """
+
+    path: Path
+    dtype: str
+    pooling: Pooling
+    native: bool
+    drift: Drift
+    size_bytes: int
+    warnings: tuple[str, ...]
+
+
+def merge_adapter(
+    adapter: str | Path, out: str | Path, *, base: str | None = None, overwrite: bool = False
+) -> Merged:
+    """Write the base with the adapter in its weights, as a model that transformers loads by itself.
+
+    Args:
+        adapter: an adapter folder, ours or PEFT's.
+        out: the folder to write: configuration with the labels, weights in the base's dtype, tokenizer, README.md.
+        base: where the base lies, if not where the adapter says.
+        overwrite: whether a model there may be replaced; never the base itself.
+
+    Raises:
+        UserMistake: something stands at `out`; an adapter that is no classifier.
+        DriftError: the model that was written, loaded again, does not answer as the adapter does. Nothing is left.
+        AdapterError, BaseError: as for `load`; a merged weight is not finite.
+    """
+    adapter, out = Path(adapter), Path(out)
+    refuse_existing(out, marker="config.json", what="a model", overwrite=overwrite)
+    adapted = load(adapter, base=base, precision="fp32", mode="padded")
+    _refuse_sources(out, adapter, adapted.base.folder)
+    task, reference = classification_of(adapted, "veneer merge"), Reference.of(adapted)
+    dtype = _stored_dtype(adapted.base.folder)
+    merge_into_base_(adapted, dtype)
+    half = dtype in (torch.bfloat16, torch.float16)
+    native = native_pooling(adapted.model) == task.pooling
+    with replacing_folder(out) as folder:
+        _write(folder, adapted, task, native)
+        drift = _check(folder, adapted, task, reference, half)
+        warnings = _warnings(task.pooling, native, drift)
+        write_text(folder / "README.md", merged_page(adapter.name, adapted, task, dtype, drift, native))
+        size = sum(file.stat().st_size for file in weight_files(folder))
+    return Merged(out, _name(dtype), task.pooling, native, drift, size, warnings)
+
+
+def merge_into_base_(adapted: Adapted, dtype: torch.dtype = torch.float32) -> None:
+    """Put the adapter into the weights of its model for good, in place, and cast them.
+
+    A weight that was tied to another one and is not any more (word embeddings with an adapter) is stored apart.
+
+    Raises:
+        BaseError: a weight is not finite in `dtype`.
+    """
+    model: Any = adapted.model
+    merge_and_unload(model, untie=True)
+    if getattr(model.config, "tie_word_embeddings", False) and not _tied(model):
+        model.config.tie_word_embeddings = False
+    for name, parameter in model.named_parameters():
+        # a tensor of its own: the engine lays the weights of several layers into one block
+        parameter.data = parameter.data.to(dtype, copy=True).contiguous()
+        if not bool(torch.isfinite(parameter).all()):
+            raise BaseError(
+                f"{name} would not be finite in {_name(dtype)}, the dtype that {adapted.base.name} is stored in. "
+                "Nothing was written. Store the base in float32 and merge into that."
+            )
+
+
+def _tied(model: Any) -> bool:
+    words, output = model.get_input_embeddings(), model.get_output_embeddings()
+    return output is None or output.weight is words.weight
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype that most of a model folder's weights have."""
+    sizes: Counter[torch.dtype] = Counter()
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                part = tensors.get_slice(key)
+                if part.get_dtype() in _DTYPES:
+                    sizes[_DTYPES[part.get_dtype()]] += torch.Size(part.get_shape()).numel()
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+def _refuse_sources(out: Path, *sources: Path) -> None:
+    """Nothing that the model is made of may be replaced by it."""
+    place = out.resolve()
+    for source in sources:
+        if place == source.resolve() or place in source.resolve().parents:
+            raise UserMistake(
+                f"{out} holds {source}, which the model is made of. Choose another place for it."
+            )
+
+
+def _write(folder: Path, adapted: Adapted, task: Classification, native: bool) -> None:
+    model: Any = adapted.model
+    model.config.problem_type = (
+        "multi_label_classification" if task.multi_label else "single_label_classification"
+    )
+    with quiet():
+        model.save_pretrained(folder)
+    write_tokenizer(folder, adapted)
+    if not native:
+        width = int(model.config.get_text_config().hidden_size)
+        modes = {mode: pooling == task.pooling for pooling, mode in _MODES.items()}
+        sidecar = {"word_embedding_dimension": width, **modes}
+        write_text(folder / "1_Pooling" / "config.json", json.dumps(sidecar, indent=2) + "\n")
+
+
+def write_tokenizer(folder: Path, adapted: Adapted) -> None:
+    """The adapter's tokenizer, which cuts texts where the adapter cuts them, and can pad."""
+    tokenizer: Any = adapted.base.tokenizer
+    tokenizer.model_max_length = adapted.max_length
+    if tokenizer.pad_token is None:  # GPT-2: what stands under the mask is never read
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(folder)
+
+
+def _check(folder: Path, adapted: Adapted, task: Classification, reference: Reference, half: bool) -> Drift:
+    """Load the folder as a stranger would, and ask for the golden answers."""
+    again: Base = load_base(str(folder), labels=task.labels, multi_label=task.multi_label)
+    if again.pooling != task.pooling or again.max_length != adapted.max_length:
+        raise BaseError(
+            f"The merged model would be read by {again.pooling} pooling, {again.max_length} tokens; expected "
+            f"{task.pooling}, {adapted.max_length}. Nothing was written. Please report it with the base's name."
+        )
+    if again.new_parameters:
+        raise BaseError(
+            f"The merged model lacks {', '.join(sorted(again.new_parameters)[:3])}. Nothing was written. Please "
+            "report it with the base's name."
+        )
+    reference.check_tokens(
+        encode_texts(again.tokenizer, reference.texts, again.max_length), what="The merged model"
+    )
+    logits = plain_logits(again.model, again.pooling, reference.ids)
+    return reference.drift(logits, half=half, what="The merged model")
+
+
+def _warnings(pooling: Pooling, native: bool, drift: Drift) -> tuple[str, ...]:
+    found = []
+    if not native:
+        found.append(
+            f"this model reads the {pooling} of the tokens' states, and transformers' own class reads another one: "
+            "AutoModelForSequenceClassification alone gives other answers. Veneer reads 1_Pooling/config.json; "
+            "README.md has the code for transformers."
+        )
+    if drift.changed:
+        found.append(
+            f"{drift.changed} of {drift.texts} golden inputs get another answer: rounding the weights moved them over "
+            "the edge."
+        )
+    return tuple(found)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
