@@ -11,7 +11,8 @@ from command import veneer
 from docs_json import documented
 from tiny_adapter import Trained
 
-from veneer.cli.flags import ADAPTER, BASE, DATA, TRAINING, assignments, names_or_pattern, nested
+from veneer.cli.flags import ADAPTER, BASE, DATA, TRAINING, names_or_pattern
+from veneer.cli.options import assignments, nested
 from veneer.data.config import DataConfig
 from veneer.lora import LoraConfig
 from veneer.training.config import TrainConfig

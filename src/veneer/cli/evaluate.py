@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output
-from veneer.cli.flags import COLUMNS, LOADING, OUTPUT, VARIANT, with_flags
+from veneer.cli.flags import COLUMNS, LOADING, OUTPUT, VARIANT
+from veneer.cli.options import with_flags
 from veneer.cli.predict import loaded
 from veneer.cli.scores import confusion_table, label_table, scores_table
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output, facts_table, table
-from veneer.cli.flags import OUTPUT, Flag, with_flags
+from veneer.cli.flags import OUTPUT
+from veneer.cli.options import Flag, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,7 @@ def _show(console: Console, found: Extraction) -> None:
     console.print()
     rows = [("rank", f"{found.r}; error {found.error:.2%} of the change")]
     if found.saved_whole:
-        rows.append(("stored whole", f"{', '.join(found.saved_whole)} (not in the base)"))
+        rows.append(("stored whole", f"{', '.join(found.saved_whole)} (the head)"))
     if found.folder is not None:
         rows.append(("adapter", f"{found.folder} (PEFT's two files, errors.json, singular_values.png)"))
     console.print(facts_table(rows))

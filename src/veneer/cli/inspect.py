@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output, facts_table, table
-from veneer.cli.flags import ADAPTER, LABELS, OUTPUT, nested, with_flags
+from veneer.cli.flags import ADAPTER, LABELS, OUTPUT
+from veneer.cli.options import nested, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output
-from veneer.cli.flags import ANSWERS, LOADING, OUTPUT, with_flags
+from veneer.cli.flags import ANSWERS, LOADING, OUTPUT
+from veneer.cli.options import with_flags
 from veneer.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output, table
-from veneer.cli.flags import BASE, DATA, EXAMPLE_COUNT, OUTPUT, nested, with_flags
+from veneer.cli.flags import BASE, DATA, EXAMPLE_COUNT, OUTPUT
+from veneer.cli.options import nested, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console

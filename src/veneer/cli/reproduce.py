@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from veneer.cli.console import Output, facts_table
-from veneer.cli.flags import OUTPUT, Flag, with_flags
+from veneer.cli.flags import OUTPUT
+from veneer.cli.options import Flag, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console

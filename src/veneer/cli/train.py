@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output
-from veneer.cli.flags import ADAPTER, BASE, DATA, OUTPUT, RUN, TRAINING, Flag, assignments, nested, with_flags
+from veneer.cli.flags import ADAPTER, BASE, DATA, OUTPUT, RUN, TRAINING
+from veneer.cli.options import Flag, assignments, nested, with_flags
 from veneer.cli.scores import scores_table
 
 if TYPE_CHECKING:
