@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(names: Sequence[str], options: argparse.Namespace):  # type: ignore[no-untyped-def]
     """Measure the workloads `names`; what can't be measured here is left out, with the reason."""
     from benchmarks import materials
-    from benchmarks.harness import FAST, FULL, measure
+    from benchmarks.harness import FAST, FULL, SideFailedError, measure
     from benchmarks.machine import describe
     from benchmarks.results import Results, WorkloadResult
     from benchmarks.workloads import LEFT_OUT, WORKLOADS
@@ -73,10 +73,18 @@ def run(names: Sequence[str], options: argparse.Namespace):  # type: ignore[no-u
                 left_out[name] = str(error)
                 continue
             sides = [side for side in options.sides.split(",") if side]
-            done.append(measure(workload, made, effort, sides=sides, say=_say))
-            off = [(switch,) for switch in ABLATIONS.get(name, ())] if options.ablation else []
-            if off:
-                ablations.append(measure(workload, made, effort.ablation, off=off, sides=(), say=_say))
+            try:
+                done.append(measure(workload, made, effort, sides=sides, say=_say))
+            except SideFailedError as error:
+                left_out[name] = str(error)
+                continue
+            for switch in ABLATIONS.get(name, ()) if options.ablation else ():
+                try:
+                    ablations.append(
+                        measure(workload, made, effort.ablation, off=[(switch,)], sides=(), say=_say)
+                    )
+                except SideFailedError as error:
+                    left_out[f"{name} without {switch}"] = str(error)
     return Results(
         machine=describe(),
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -48,8 +48,7 @@ class Baseline:
     def serve(self, commands: Commands) -> None:
         """Measure what is asked for."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        epoch = self._epoch(0)
-        commands.ready(self._computed(epoch), parameters=sum(p.numel() for p in trained))
+        commands.ready(self._computed(self._epoch(0)), parameters=sum(p.numel() for p in trained))
         batches = self._batches()
         optimizer = self._optimizer(trained) if self.workload.train else None
         self.model.train(self.workload.train)
@@ -57,7 +56,7 @@ class Baseline:
             found = Measured()
             for _ in steps:
                 if optimizer is None:
-                    self._predict(epoch, found)
+                    self._predict(next(batches), found)
                 else:
                     self._step(next(batches), optimizer, found)
             commands.answer(found)
@@ -68,7 +67,9 @@ class Baseline:
                 np.argsort(-self.lengths, kind="stable") if self.side == "c" else np.arange(len(self.texts))
             )
             size = self.workload.batch_size
-            return [order[i : i + size] for i in range(0, len(order), size)]
+            batches = [order[i : i + size] for i in range(0, len(order), size)]
+            # In a random order, so that some of them are a fair sample of all.
+            return [batches[i] for i in np.random.default_rng([SEED, number]).permutation(len(batches))]
         make = grouped_batches if self.side == "c" else random_batches
         return make(self.lengths, self.workload.batch_size, number)
 
@@ -111,13 +112,12 @@ class Baseline:
         value = float(loss.detach())
         found.add(time.perf_counter() - began, self.lengths[rows], ids.numel(), value)
 
-    def _predict(self, batches: Sequence[NDArray[np.int64]], found: Measured) -> None:
+    def _predict(self, rows: NDArray[np.int64], found: Measured) -> None:
         began = time.perf_counter()
         with torch.inference_mode(), self._precision():
-            for rows in batches:
-                ids, mask = padded([self.texts[i] for i in rows], self._length(rows), self.padding)
-                self.model(input_ids=ids, attention_mask=mask).logits.float().numpy()
-        found.add(time.perf_counter() - began, self.lengths, self._computed(batches))
+            ids, mask = padded([self.texts[i] for i in rows], self._length(rows), self.padding)
+            self.model(input_ids=ids, attention_mask=mask).logits.float().numpy()
+        found.add(time.perf_counter() - began, self.lengths[rows], ids.numel())
 
 
 def peft_model(workload: Workload, materials: Materials) -> Any:
