@@ -139,6 +139,7 @@ ADAPTER = (
         metavar="WHICH",
     ),
     Flag("use-rslora", "lora.use_rslora", bool, "Scaling is lora-alpha / sqrt(r).", "Adapter"),
+    Flag("use-dora", "lora.use_dora", bool, "Train magnitudes apart (DoRA).", "Adapter"),
     Flag(
         "init-lora-weights",
         "lora.init_lora_weights",

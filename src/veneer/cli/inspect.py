@@ -140,6 +140,7 @@ def _lora_line(lora: Any) -> str:
     )
     more = [f"bias {lora.bias}"] if lora.bias != "none" else []
     more += ["rslora"] if lora.use_rslora else []
+    more += ["DoRA"] if lora.use_dora else []
     more += [f"init {lora.init_lora_weights}"] if lora.init_lora_weights is not True else []
     return ", ".join([f"r {lora.r}, alpha {lora.lora_alpha:g}, on {targets}", *more])
 

@@ -16,7 +16,18 @@ from typing import Annotated, Any
 import typer
 
 import veneer
-from veneer.cli import evaluate, extract, inspect, predict, preview, reproduce, train
+from veneer.cli import (
+    combine,
+    evaluate,
+    export,
+    extract,
+    inspect,
+    merge,
+    predict,
+    preview,
+    reproduce,
+    train,
+)
 from veneer.cli.console import print_error, print_json
 from veneer.errors import VeneerError
 
@@ -42,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, predict, evaluate, inspect, preview, extract, reproduce):
+for verb in (train, predict, evaluate, inspect, preview, merge, export, combine, extract, reproduce):
     app.command(epilog=verb.EXAMPLES)(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 
