@@ -38,6 +38,27 @@ def test_evaluate_for_people(trained: Trained) -> None:
     assert max(map(len, done.out.splitlines())) <= 80
 
 
+def test_the_rows_of_training_are_not_measured_unseen(trained: Trained, tmp_path: Path) -> None:
+    own = veneer("evaluate", trained.adapter, trained.table)
+    assert "is the file that this adapter was trained on" in own.err
+    flags = [
+        "--base",
+        trained.base,
+        "--precision",
+        "fp32",
+        "--epochs",
+        1,
+        "--no-baselines",
+        "--split-seed",
+        5,
+    ]
+    made = veneer("train", "example", "--out", tmp_path / "a", "--max-rows", 200, *flags, "--json")
+    again = veneer("evaluate", tmp_path / "a", "example", "--precision", "fp32", "--json")
+    assert made.code == again.code == 0, made.err + again.err
+    for key in ("n", "accuracy", "log_loss"):  # the same test part, in the same split
+        assert again.json["metrics"][key] == pytest.approx(made.json["metrics"]["test"][key], abs=1e-5)
+
+
 def test_a_label_that_nobody_trained(trained: Trained, tmp_path: Path) -> None:
     file = tmp_path / "new.csv"
     file.write_text(

@@ -52,7 +52,8 @@ def evaluate(
 
     Args:
         adapted: a classifier.
-        source: a file; or a named source or data set of the hub, of which the test part is taken.
+        source: a file; or a named source or data set of the hub, of which the test part is taken, split as for
+            training.
         text_column, label_column: what to read; None: the columns of training if the file has them, else inferred.
         variant: of a named source.
         progress: told the texts done, and all.
@@ -71,10 +72,12 @@ def evaluate(
     if path.is_file():
         text, label = _columns(adapted, path, text_column, label_column)
         split, notes = labelled(path, labels, form, text_column=text, label_column=label)
-        targets, choices, warnings = np.asarray(split.labels), notes.choices, notes.warnings
+        targets, choices = np.asarray(split.labels), notes.choices
+        warnings = [*notes.warnings, *_seen_before(adapted, path)]
     else:
-        config = {"text_column": text_column, "label_column": label_column, "variant": variant}
-        prepared = prepare(DataConfig.parse({"source": str(source), **config}, where="the data"))
+        named = {"text_column": text_column, "label_column": label_column, "variant": variant}
+        config = _as_trained(adapted, str(source)) | {k: v for k, v in named.items() if v is not None}
+        prepared = prepare(DataConfig.parse(config, where="the data"))
         split, choices, warnings = prepared.test, list(prepared.choices), list(prepared.warnings)
         if not len(split):
             raise DataError(f"{source} has no test part. Give a file of labelled rows.")
@@ -104,6 +107,25 @@ def _columns(
     if text is None and label is None and all(name in known for name in before):
         return before
     return text, label
+
+
+def _as_trained(adapted: Adapted, source: str) -> dict[str, Any]:
+    """The data configuration of a named source: training's own where it is the same one, so that its test part stays
+    apart from what was trained on.
+    """
+    trained: dict[str, Any] = adapted.facts.training.get("data", {}) if adapted.facts is not None else {}
+    same = str(trained.get("source", "")).partition(":")[0] == source.partition(":")[0]
+    return {**(trained if same else {}), "source": source}
+
+
+def _seen_before(adapted: Adapted, path: Path) -> list[str]:
+    """A warning where the file is the very one that was trained on."""
+    trained = Path(str(adapted.facts.data.get("source", ""))) if adapted.facts is not None else Path()
+    if trained.is_file() and trained.samefile(path):
+        return [
+            f"{path} is the file that this adapter was trained on, so these numbers flatter. Use other rows."
+        ]
+    return []
 
 
 def _renumbered(split: Split, theirs: LabelSet, ours: LabelSet) -> NDArray[Any]:
