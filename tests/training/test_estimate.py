@@ -12,6 +12,7 @@ from small_runs import config, no_pictures
 from veneer.training.estimate import announced, estimate, estimate_run
 from veneer.training.prepare import set_up
 from veneer.training.run import train
+from veneer.training.trial import Trial
 
 
 @pytest.fixture(autouse=True)
@@ -19,10 +20,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_plan_is_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["bert", "sentence", "gpt2"])  # reads the first token, the mean, the last
+def test_the_plan_is_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """And whatever a step took, three epochs are three times one."""
-    monkeypatch.setattr(estimating._Trial, "fitted", lambda _: (0.01, 0.001))
-    run = set_up(config(tmp_path, epochs=3))
+    monkeypatch.setattr(Trial, "fitted", lambda _: (0.01, 0.001))
+    run = set_up(config(tmp_path, kind=kind, epochs=3))
     found = estimate_run(run)
     assert found.training_seconds == pytest.approx(0.01 * found.steps + 0.001 * found.tokens)
     lengths = run.stores["train"].lengths
@@ -76,7 +78,7 @@ def test_a_run_that_does_not_fit_is_told_how_it_would(
 
 
 def test_a_line_through_the_steps() -> None:
-    trial = estimating._Trial(stop_at=0.0)
+    trial = Trial(stop_at=0.0)
     trial.tokens, trial.seconds = (
         [50, 10, 20, 40],
         [9.0, 1.2, 1.4, 1.8],

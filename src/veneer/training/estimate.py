@@ -11,27 +11,25 @@ the report of the run holds it against what it took. This file knows runs and th
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from veneer.data.choices import counted
-from veneer.errors import Interrupted
 from veneer.evaluation.wording import bytes_text, duration
 from veneer.files import cache_folder, write_text
 from veneer.tasks.adapted import length_batches
 from veneer.training.config import TrainConfig
-from veneer.training.loop import StepInfo, train_loop
 from veneer.training.memory import available_bytes, peak_bytes, used_bytes
 from veneer.training.prepare import Run, set_up
-from veneer.training.schedule import Plan
+from veneer.training.trial import Weights, run_trial
 
 __all__ = ["Estimate", "Option", "announced", "estimate", "estimate_run"]
 
@@ -170,15 +168,16 @@ def estimate_run(run: Run, *, setup_seconds: float = 0.0, budget_s: float = 6.0)
         budget_s: about so long the trial may take; a step that takes longer is finished.
     """
     device = run.adapted.device
-    weights = _Weights.of(run)
+    weights = Weights.of(run)
     before = used_bytes(device)
-    trial = _trial(run, [weights.step_at(share) for share in _TYPICAL], budget_s)
-    heaviest = weights.heaviest
-    worked_out = _scaled(before, peak_bytes(device), weights.tokens[heaviest] / max(trial.tokens))
+    typical = [weights.step_at(share) for share in _TYPICAL]
+    trial = run_trial(run, typical, budget_s)
+    heaviest, tried = weights.heaviest, typical[: len(trial.seconds)]
+    worked_out = _scaled(before, peak_bytes(device), weights.largest.max() / weights.largest[tried].max())
     available = available_bytes(device)
     measured = worked_out <= _SHARE * available
     if measured:
-        trial.add(_trial(run, [heaviest], budget_s))
+        trial.add(run_trial(run, [heaviest], budget_s))
     per_step, per_token = trial.fitted()
     evaluation = _evaluation_seconds(run, budget_s)
     peak = max(peak_bytes(device), 0 if measured else worked_out)
@@ -190,135 +189,13 @@ def estimate_run(run: Run, *, setup_seconds: float = 0.0, budget_s: float = 6.0)
         steps=run.plan.steps,
         tokens=weights.all_tokens,
         trial_steps=len(trial.seconds),
-        longest_batch_tokens=int(weights.batch_tokens),
+        longest_batch_tokens=int(weights.largest.max()),
         peak_bytes=peak,
         peak_measured=measured,
         available_bytes=available,
         options=options,
         not_counted=("baselines", "report") if run.config.baselines else ("report",),
     )
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """How heavy the plan's steps are.
-
-    Attributes:
-        tokens: (steps of the first epoch,) tokens of each.
-        batch_tokens: of the heaviest batch.
-        epochs: passes.
-        all_tokens: of the whole run.
-    """
-
-    tokens: NDArray[np.int64]
-    batch_tokens: int
-    epochs: int
-    all_tokens: int
-
-    @classmethod
-    def of(cls, run: Run) -> _Weights:
-        lengths = run.stores["train"].lengths.astype(np.int64)
-        steps = [[int(lengths[rows].sum()) for rows in run.plan.batches(i)] for i in range(_first_epoch(run))]
-        tokens = np.array([sum(batches) for batches in steps], np.int64)
-        heaviest = max(max(batches) for batches in steps)
-        return cls(tokens, heaviest, run.plan.epochs, int(lengths.sum()) * run.plan.epochs)
-
-    @property
-    def heaviest(self) -> int:
-        """The step with the most tokens."""
-        return int(self.tokens.argmax())
-
-    def step_at(self, share: float) -> int:
-        """The step at this place among all, by tokens: 0.5 is the median."""
-        order = np.argsort(self.tokens, kind="stable")
-        return int(order[min(len(order) - 1, int(share * len(order)))])
-
-
-def _first_epoch(run: Run) -> int:
-    return run.plan.steps_per_epoch
-
-
-@dataclass(frozen=True)
-class _TrialPlan(Plan):
-    """Some steps of a plan, in an order of their own."""
-
-    chosen: tuple[int, ...] = ()
-
-    @property
-    def steps(self) -> int:
-        return len(self.chosen)
-
-    def batches(self, step: int) -> list[NDArray[np.int64]]:
-        return super().batches(self.chosen[step])
-
-
-@dataclass
-class _Trial:
-    """Listens to a few steps.
-
-    Attributes:
-        seconds, tokens: of each step.
-        stop_at: on `time.perf_counter`'s clock.
-    """
-
-    stop_at: float
-    began: float = field(default_factory=time.perf_counter)
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-    def step(self, info: StepInfo) -> None:  # noqa: ARG002
-        """A step is finished."""
-        now = time.perf_counter()
-        self.seconds.append(now - self.began)
-        self.began = now
-
-    def entry(self, entry: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def stopped(self) -> bool:
-        """Asked after each step."""
-        return time.perf_counter() > self.stop_at and len(self.seconds) > 1
-
-    def add(self, other: _Trial) -> None:
-        """The other's steps as well."""
-        self.seconds += other.seconds
-        self.tokens += other.tokens
-
-    def fitted(self) -> tuple[float, float]:
-        """Seconds a step and seconds a token, neither of them negative; the first step, which warms up, is left out."""
-        seconds = np.array(self.seconds[1:] or self.seconds)
-        tokens = np.array(self.tokens[-len(seconds) :], np.float64)
-        per_token = float(seconds.sum() / tokens.sum())
-        if len(seconds) < 3 or np.ptp(tokens) == 0:
-            return 0.0, per_token
-        slope, at_zero = np.polyfit(tokens, seconds, 1)
-        if slope <= 0:
-            return float(seconds.mean()), 0.0
-        return (float(at_zero), float(slope)) if at_zero >= 0 else (0.0, per_token)
-
-
-def _trial(run: Run, steps: list[int], budget_s: float) -> _Trial:
-    """Run these steps of the plan for real."""
-    plan, lengths = run.plan, run.stores["train"].lengths
-    trial = _Trial(stop_at=time.perf_counter() + budget_s)
-    chosen = _TrialPlan(
-        plan.examples, plan.batch_size, plan.accumulation, plan.epochs, plan.seed, tuple(steps)
-    )
-    trial.began = time.perf_counter()
-    with contextlib.suppress(Interrupted):
-        train_loop(
-            run.adapted,
-            run.examples,
-            chosen,
-            run.config,
-            evaluate=None,
-            stopped=trial.stopped,
-            listener=trial,
-        )
-    trial.tokens = [
-        sum(int(lengths[rows].sum()) for rows in chosen.batches(i)) for i in range(len(trial.seconds))
-    ]
-    return trial
 
 
 def _evaluation_seconds(run: Run, budget_s: float) -> float:
@@ -338,11 +215,12 @@ def _answering_seconds(run: Run, name: str, budget_s: float) -> float:
     lengths = store.lengths.astype(np.int64)
     batches = length_batches(lengths)
     order = np.unique(np.linspace(0, len(batches) - 1, min(len(batches), 12)).astype(int))
+    read = functools.partial(run.adapted.task.outputs, run.adapted.model)
     seconds, tokens = 0.0, 0
     for number in order:
         rows = np.sort(batches[number])
         began = time.perf_counter()
-        run.adapted.map_rows(store, rows, lambda states, _: states, prefix=run.prefixes.get(name))
+        run.adapted.map_rows(store, rows, read, prefix=run.prefixes.get(name))
         seconds += time.perf_counter() - began
         tokens += int(lengths[rows].sum())
         if seconds > budget_s:
@@ -355,7 +233,7 @@ def _scaled(before: int, peak: int, share: float) -> int:
     return int(before + max(0, peak - before) * share)
 
 
-def _options(run: Run, weights: _Weights, before: int, peak: int, available: int) -> tuple[Option, ...]:
+def _options(run: Run, weights: Weights, before: int, peak: int, available: int) -> tuple[Option, ...]:
     """What would make it fit: smaller batches in more pieces, shorter texts, half precision."""
     config, found = run.config, list[Option]()
 
@@ -374,7 +252,7 @@ def _options(run: Run, weights: _Weights, before: int, peak: int, available: int
     for limit in (512, 256, 128, 64):
         if limit < int(lengths.max()):
             cut = int((lengths > limit).sum())
-            share = min(1.0, limit * config.batch_size / weights.batch_tokens)
+            share = min(1.0, limit * config.batch_size / int(weights.largest.max()))
             effect = f"{counted(cut, 'training text')} would lose their ends"
             found.append(option({"max_length": limit}, effect, _scaled(before, peak, share)))
             if found[-1].fits:
