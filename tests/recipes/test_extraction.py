@@ -99,6 +99,18 @@ def test_the_lowest_rank_for_an_error(folders: tuple[str, str], tmp_path: Path) 
         extract_folders(base, tuned, r=1, out=tmp_path / "a")
 
 
+def test_a_head_that_both_have_is_stored_whole(folders: tuple[str, str], tmp_path: Path) -> None:
+    _, tuned = folders
+    model = GPT2ForSequenceClassification.from_pretrained(tuned, num_labels=3)
+    with torch.no_grad():
+        model.score.weight.add_(0.5)
+        model.transformer.h[0].mlp.c_proj.weight[0] += 0.5
+    found = extract_folders(tuned, write(model, tmp_path / "further"), r=1, out=tmp_path / "a")
+    assert found.saved_whole == ("score",)
+    assert list(found.layers) == ["transformer.h.0.mlp.c_proj"]
+    assert found.error < 1e-6  # a row is of rank 1
+
+
 def test_mistakes_are_named(folders: tuple[str, str], tmp_path: Path) -> None:
     base, tuned = folders
     with pytest.raises(ConfigError, match="Give one of the two"):

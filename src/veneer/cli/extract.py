@@ -33,7 +33,8 @@ _FLAGS = (
     ),
     Flag("overwrite", None, bool, "Replace an adapter that stands there.", "Output"),
 )
-_SHOWN_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SHOWN_RANKS = (1, 4, 16, 64)
+_SHOWN_NOTES = 3
 
 
 @with_flags(*_FLAGS, *OUTPUT)
@@ -60,12 +61,26 @@ def extract(
             out=settings["out"],
             overwrite=settings["overwrite"],
         )
-        for each in found.unrepresented:
-            share = each.norm / max(each.base_norm, 1e-30)
-            output.warn(
-                f"{each.name} differs by {share:.2%} of its size and is in no adapter: {each.reason}."
-            )
+        for note in _notes(found):
+            output.warn(note)
     output.result(found.to_json(), lambda console: _show(console, found))
+
+
+def _notes(found: Extraction) -> list[str]:
+    """What no low-rank pair carries, the largest first."""
+    left = sorted(found.unrepresented, key=lambda each: -each.norm)
+    if not left:
+        return []
+    named = [
+        f"{each.name} (by {each.norm / each.base_norm:.2%} of its size)" if each.base_norm else each.name
+        for each in left[:_SHOWN_NOTES]
+    ]
+    more = f" and {len(left) - len(named)} more" if len(left) > len(named) else ""
+    many = "1 tensor differs and is" if len(left) == 1 else f"{len(left)} tensors differ and are"
+    return [
+        f"{many} in no adapter: {', '.join(named)}{more}. Biases, norms and embeddings are not carried by a "
+        "low-rank pair here."
+    ]
 
 
 def _show(console: Console, found: Extraction) -> None:
@@ -73,8 +88,15 @@ def _show(console: Console, found: Extraction) -> None:
     shown = table(
         "layer", "change", *(f"r {found.ranks[i]}" for i in places), numbers=range(1, len(places) + 2)
     )
+    whole = max(found.layers, key=len, default="")
+    roots = [
+        part for part in whole.split(".")[:1] if all(name.startswith(f"{part}.") for name in found.layers)
+    ]
     for name, facts in found.layers.items():
-        shown.add_row(name, f"{facts['relative_change']:.2%}", *(f"{facts['errors'][i]:.1%}" for i in places))
+        short = name.removeprefix(f"{roots[0]}.") if roots else name
+        shown.add_row(
+            short, f"{facts['relative_change']:.2%}", *(f"{facts['errors'][i]:.1%}" for i in places)
+        )
     shown.add_row("all layers", "", *(f"{found.errors[i]:.1%}" for i in places), style="bold")
     console.print(shown)
     console.print()

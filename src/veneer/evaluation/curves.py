@@ -44,8 +44,11 @@ class HistoryPoint:
         return tuple(cls(**{key: value for key, value in row.items() if key in names}) for row in rows)
 
 
-def loss_curve(history: Sequence[HistoryPoint]) -> bytes | None:
-    """PNG of both losses over epochs and examples seen; None where the history has no loss."""
+def loss_curve(history: Sequence[HistoryPoint], *, note: str = "") -> bytes | None:
+    """PNG of both losses over epochs and examples seen; None where the history has no loss.
+
+    note: a line above the picture.
+    """
     train = _points(history, lambda point: point.train_loss)
     validation = _points(history, lambda point: point.val_loss)
     if len(train) + len(validation) == 0:
@@ -66,6 +69,8 @@ def loss_curve(history: Sequence[HistoryPoint]) -> bytes | None:
         axes.set_ylim(bottom=0)
         epochs_and_examples(axes, history)
         direct_legend(axes, loc="upper right" if len(history) > 4 else "lower left")
+        if note:
+            drawn.suptitle(note, fontsize=8.5)
         return png(drawn)
 
 

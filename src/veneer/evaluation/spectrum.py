@@ -48,13 +48,14 @@ def spectrum_picture(
             )  # fmt: skip
             named.add(label)
         upper.set_yscale("log")
+        upper.yaxis.set_major_formatter(lambda value, _place: f"{value:g}")
         upper.set_ylabel("singular value")
         upper.legend(loc="lower left", fontsize=7.5, ncols=2)
         lower.plot(ranks, [100 * error for error in errors], color=INK, marker="o", markersize=4)
         lower.set_ylabel("error (%)")
         lower.set_ylim(-4, 108)
         lower.set_xscale("log", base=2)
-        lower.set_xlim(0.9, highest * 1.1)
+        lower.set_xlim(0.9, highest * 1.2)
         lower.xaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
         lower.set_xlabel("r, the rank that is kept")
         if chosen is not None:

@@ -35,6 +35,7 @@ _TASKS = {
     "LMHeadModel": "CAUSAL_LM",
     "ForCausalLM": "CAUSAL_LM",
 }
+_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Extraction:
         ranks: that were looked at.
         errors: the overall error at each of them.
         unrepresented: what else differs, and no low-rank pair carries.
-        saved_whole: modules stored whole, because the base does not have them.
+        saved_whole: modules stored whole: the head, and what the base does not have.
         folder: of the adapter, or None.
     """
 
@@ -103,7 +104,7 @@ def extract_folders(
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     plain, changed, task = _load_pair(base, tuned)
-    heads = _only_in_tuned(plain, changed)
+    heads = _heads(plain, changed, task)
     found = difference(plain, changed, modules_to_save=heads)
     chosen = found.lowest_r(max_error) if r is None and max_error is not None else int(r or 1)
     made = adapter_of(found, chosen)
@@ -151,21 +152,24 @@ def _load_pair(base: str, tuned: str) -> tuple[nn.Module, nn.Module, str | None]
     return models[0], models[1], task
 
 
-def _only_in_tuned(plain: Any, changed: Any) -> tuple[str, ...]:
-    """Modules whose tensors the base does not have: the head."""
+def _heads(plain: Any, changed: Any, task: str | None) -> tuple[str, ...]:
+    """Modules that are stored whole: what the base does not have, and, as in PEFT, the head of a classifier."""
     if changed.fresh:
         raise BaseError(
             f"The tuned model lacks tensors of its own: {', '.join(changed.fresh[:5])}. It is damaged."
         )
-    children = [name for name, _ in plain.named_children() if name != plain.base_model_prefix]
-    heads = tuple(n for n in children if any(key.startswith(f"{n}.") for key in plain.fresh))
-    left = [key for key in plain.fresh if not key.startswith(tuple(f"{head}." for head in heads))]
+    outside = [
+        n for n, child in plain.named_children() if n != plain.base_model_prefix and list(child.parameters())
+    ]
+    if task not in _WITH_HEAD:
+        outside = [n for n in outside if any(key.startswith(f"{n}.") for key in plain.fresh)]
+    left = [key for key in plain.fresh if not key.startswith(tuple(f"{head}." for head in outside))]
     if left:
         raise BaseError(
             f"The base lacks tensors that the tuned model has: {', '.join(left[:5])}. Give the base that it was "
             "tuned from."
         )
-    return heads
+    return tuple(outside)
 
 
 def _ranks(found: Difference, chosen: int) -> tuple[int, ...]:

@@ -259,12 +259,12 @@ def _train(way: Way, options: Options, say: Say, folder: Path, gpt2: Gpt2) -> di
 
 
 def _draw(done: Fit, folder: Path, gpt2: Gpt2) -> None:
-    if (losses := loss_curve(done.history)) is not None:
+    note = "random weights: loss and accuracy mean nothing" if gpt2.random else ""
+    if (losses := loss_curve(done.history, note=note)) is not None:
         write_bytes(folder / "loss.png", losses)
     points = [HistoryPoint(0, each["epoch"], each["examples"]) for each in done.epochs]
     names = {"training": "train", "validation": "validation"}
     shares = {shown: [each[name] for each in done.epochs] for shown, name in names.items()}
-    note = "random weights: the accuracy means nothing" if gpt2.random else ""
     write_bytes(folder / "accuracy.png", accuracy_picture(points, shares, note=note))
 
 
