@@ -98,3 +98,28 @@ def test_what_combine_refuses(given: tuple[str, ...], says: str, tmp_path: Path)
     done = veneer("combine", tmp_path / "out", *given)
     assert done.code == 2
     assert says in " ".join(done.err.split())
+
+
+def test_a_dora_adapter_from_training_to_a_model(trained: Trained, tmp_path: Path) -> None:
+    made = veneer(
+        "train",
+        trained.table,
+        *trained.tiny,
+        "--use-dora",
+        "--r",
+        2,
+        "--pooling",
+        "mean",
+        "--out",
+        tmp_path / "d",
+        "--json",
+    )
+    assert made.code == 0, made.err
+    assert "DoRA" in veneer("inspect", tmp_path / "d").out
+    done = veneer("merge", tmp_path / "d", tmp_path / "model", "--json")
+    assert done.code == 0, done.err
+    assert done.json["drift"] < 1e-5
+    both = ("-a", f"{trained.adapter}=1", "-a", f"{tmp_path / 'd'}=1", "--heads", "mean")
+    refused = veneer("combine", tmp_path / "out", *both)
+    assert refused.code == 2
+    assert "DoRA adapter rescales" in " ".join(refused.err.split())
