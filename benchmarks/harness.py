@@ -170,19 +170,9 @@ def measure(
         "bf16": gemm_rate(shapes, tokens, torch.bfloat16, budget_s=effort.gemm_s),
     }
     precision: Any = "bf16" if rates["bf16"] > _BF16_WORTH * rates["fp32"] else "fp32"
-    names = [*sides, "ours", *(f"ours without {', '.join(switched)}" for switched in off)]
-    switched_off = [*[()] * (len(sides) + 1), *off]
     processes: list[_Process] = []
     try:
-        for name, switched in zip(names, switched_off, strict=True):
-            kind = name if name in BASELINES else "ours"
-            spec = SideSpec(kind, workload.name, materials.to_json(), precision, tuple(switched))
-            processes.append(_Process(name, spec))
-            if workload.epochs:
-                processes[-1].start()  # the pass that is done once is measured alone
-        if not workload.epochs:
-            for process in processes:
-                process.start()
+        _start_(processes, workload, materials, precision, sides, off)
         _rounds(workload, processes, effort, say)
         for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             rates[dtype] = max(rates[dtype], gemm_rate(shapes, tokens, kind, budget_s=effort.gemm_s))
@@ -205,6 +195,28 @@ def measure(
         sides=results,
         loss_difference=_loss_difference(processes),
     )
+
+
+def _start_(
+    processes: list[_Process],
+    workload: Workload,
+    materials: Materials,
+    precision: Any,
+    sides: Sequence[str],
+    off: Sequence[tuple[str, ...]],
+) -> None:
+    """Put the sides' processes into `processes`, as they are started, and wait until all are set up."""
+    names = [*sides, "ours", *(f"ours without {', '.join(switched)}" for switched in off)]
+    switched_off = [*[()] * (len(sides) + 1), *off]
+    for name, switched in zip(names, switched_off, strict=True):
+        kind = name if name in BASELINES else "ours"
+        spec = SideSpec(kind, workload.name, materials.to_json(), precision, tuple(switched))
+        processes.append(_Process(name, spec))
+        if workload.epochs:
+            processes[-1].start()  # the pass that is done once is measured alone
+    if not workload.epochs:
+        for process in processes:
+            process.start()
 
 
 def _rounds(
