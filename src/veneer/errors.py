@@ -94,7 +94,9 @@ class MissingExtraError(UserMistake):
     """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional dependency. Install it with: pip install 'veneer[{extra}]'")
+        super().__init__(
+            f"{what} needs an optional dependency. Install it with: pip install 'veneer[{extra}]'"
+        )
 
 
 class DriftError(VeneerError):
