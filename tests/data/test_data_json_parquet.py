@@ -25,7 +25,7 @@ KINDS = {"text": "string", "label": "int", "tags": "list", "ok": "bool", "x": "f
 CELLS = {"text": [RECORDS[0]["text"], None], "label": ["1", "2"], "ok": ["true", "false"]}
 
 
-def rows_of(path: Path) -> None:
+def check_rows(path: Path) -> None:
     table = read_table(path)
     assert table.kinds == KINDS
     for name, cells in CELLS.items():
@@ -43,12 +43,12 @@ def test_json_in_every_form(tmp_path: Path, name: str) -> None:
         "no_suffix": json.dumps(RECORDS),
     }
     path.write_text(forms[name], encoding="utf-8")
-    rows_of(path)
+    check_rows(path)
 
 
 def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "x.parquet")
-    rows_of(tmp_path / "x.parquet")
+    check_rows(tmp_path / "x.parquet")
 
 
 def test_parquet_categories_are_their_values(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from veneer.evaluation.figures import shown_label
 from veneer.evaluation.pictures import calibration_diagram, confusion_picture, top_confusions_picture
 
 
-def pixels(png: bytes | None) -> np.ndarray:
+def check_pixels(png: bytes | None) -> np.ndarray:
     """The decoded picture (H, W, 3); asserts that it is one, wide enough to print, and not blank."""
     from matplotlib.image import imread
 
@@ -33,16 +33,16 @@ def pixels(png: bytes | None) -> np.ndarray:
 
 def test_loss_and_metric_curves_for_few_and_many_points() -> None:
     for points in (1, 2, 12, 300):
-        pixels(loss_curve(history(points)))
-        pixels(metric_curve(history(points), reference=("TF-IDF", 0.9)))
-    pixels(metric_curve(history(6), name="Perplexity", percent=False, higher_is_better=False))
+        check_pixels(loss_curve(history(points)))
+        check_pixels(metric_curve(history(points), reference=("TF-IDF", 0.9)))
+    check_pixels(metric_curve(history(6), name="Perplexity", percent=False, higher_is_better=False))
 
 
 def test_the_circle_is_around_the_adapter_that_was_kept_or_else_the_best() -> None:
     def drawn(kept: int | None) -> np.ndarray:
         values = (0.5, 0.9, 0.8)
         points = [HistoryPoint(i, i + 1.0, i, val_metric=v, kept=i == kept) for i, v in enumerate(values)]
-        return pixels(metric_curve(points))
+        return check_pixels(metric_curve(points))
 
     assert not np.array_equal(drawn(2), drawn(1))
     assert_allclose(drawn(None), drawn(1), atol=0)
@@ -52,8 +52,8 @@ def test_curves_without_values_are_no_picture_and_not_finite_ones_are_left_out()
     assert loss_curve(()) is None
     assert metric_curve([HistoryPoint(1, 0.1, 8, train_loss=1.0)]) is None
     assert loss_curve([HistoryPoint(1, 0.1, 8, train_loss=math.nan, val_loss=math.inf)]) is None
-    pixels(loss_curve([*history(3), HistoryPoint(40, 1.0, 320, train_loss=math.nan)]))
-    pixels(loss_curve([HistoryPoint(0, 0.0, 0, train_loss=1.0)]))  # before the first step
+    check_pixels(loss_curve([*history(3), HistoryPoint(40, 1.0, 320, train_loss=math.nan)]))
+    check_pixels(loss_curve([HistoryPoint(0, 0.0, 0, train_loss=1.0)]))  # before the first step
 
 
 def test_history_is_read_from_lines_with_further_keys() -> None:
@@ -71,14 +71,14 @@ def test_running_mean_against_a_plain_loop() -> None:
 def test_confusion_pictures_of_all_sizes(size: int) -> None:
     labels = (*LABELS, *(f"label {k}" for k in range(size)))[:size]
     metrics = classification_metrics(*noisy(400, size), labels, bootstrap=10)
-    pixels(confusion_picture(metrics.confusion, labels))
+    check_pixels(confusion_picture(metrics.confusion, labels))
 
 
 def test_pictures_of_perfect_and_of_empty_answers() -> None:
-    pixels(top_confusions_picture(np.diag([3, 4]), ("a", "b")))
-    pixels(confusion_picture(np.array([[0, 0], [3, 0]]), ("absent", "wrong")))
-    pixels(calibration_diagram(calibration_of(np.array([0.7]), np.array([True]))))
-    pixels(
+    check_pixels(top_confusions_picture(np.diag([3, 4]), ("a", "b")))
+    check_pixels(confusion_picture(np.array([[0, 0], [3, 0]]), ("absent", "wrong")))
+    check_pixels(calibration_diagram(calibration_of(np.array([0.7]), np.array([True]))))
+    check_pixels(
         calibration_diagram(calibration_of(np.linspace(0, 1, 300), np.arange(300) > 150), several_labels=True)
     )
 
