@@ -1,59 +1,67 @@
-"""Rows of different lengths as two flat arrays: numbers for each word of each row, say.
+"""Rows of different lengths in one array: labels of tokens, or what a head says of each of them.
 
-It knows numbers only.
+    >>> labels = Ragged.of([[1, 2], [3], [4, 5, 6]])
+    >>> labels[1].tolist(), labels[np.array([2, 0])].values.tolist(), len(labels)
+    ([3], [4, 5, 6, 1, 2], 3)
+
+It knows arrays of numpy and nothing of what the numbers mean.
+
+Shapes: M rows, T values in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 __all__ = ["Ragged"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ragged:
-    """n rows of numbers, end to end.
+    """M rows end to end.
 
-    values    (total, ...) the numbers of all rows
-    offsets   (n + 1,) int64: row i is values[offsets[i]:offsets[i + 1]]
+    Attributes:
+        values: (T, ...) all rows, one after the other.
+        offsets: (M + 1,) int64: row i is values[offsets[i]:offsets[i + 1]].
     """
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[Any] | NDArray[Any]], dtype: Any) -> Ragged:
-        """From rows, one after the other."""
+    def of(cls, rows: Sequence[npt.ArrayLike], dtype: npt.DTypeLike = np.int64) -> Self:
+        """Rows as they come; of no rows at all an empty one."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
-        ends = np.cumsum([0, *map(len, arrays)]).astype(np.int64)
-        return cls(np.concatenate(arrays) if arrays else np.zeros(0, dtype), ends)
+        lengths = [len(array) for array in arrays]
+        values = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+        return cls(values, np.cumsum([0, *lengths], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,) int64: how many numbers each row has."""
+        """(M,) values of each row."""
         return np.diff(self.offsets)
 
     @overload
-    def __getitem__(self, rows: int | np.integer[Any]) -> NDArray[Any]: ...
+    def __getitem__(self, rows: int) -> NDArray[Any]: ...
     @overload
-    def __getitem__(self, rows: slice | NDArray[Any]) -> Ragged: ...
-    def __getitem__(self, rows: int | np.integer[Any] | slice | NDArray[Any]) -> NDArray[Any] | Ragged:
-        """The numbers of one row, a view; or some rows, in the order given (row numbers, a slice or a mask)."""
-        if isinstance(rows, int | np.integer):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"row {rows} of {len(self)}")
-            place = int(rows) % len(self)
-            return self.values[self.offsets[place] : self.offsets[place + 1]]
-        chosen = np.arange(len(self))[rows]
-        lengths = self.lengths[chosen]
-        ends = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
-        places = np.arange(ends[-1]) + np.repeat(self.offsets[chosen] - ends[:-1], lengths)
-        return Ragged(self.values[places], ends)
+    def __getitem__(self, rows: NDArray[Any]) -> Ragged: ...
+    def __getitem__(self, rows: int | NDArray[Any]) -> NDArray[Any] | Ragged:
+        """One row, or the rows of these numbers in this order."""
+        if isinstance(rows, np.ndarray):
+            lengths = self.lengths[rows]
+            ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), lengths]), dtype=np.int64)
+            places = np.arange(ends[-1]) - np.repeat(ends[:-1] - self.offsets[:-1][rows], lengths)
+            return Ragged(self.values[places], ends)
+        if not -len(self) <= rows < len(self):
+            raise IndexError(f"row {rows} of {len(self)}")
+        rows %= len(self)
+        return np.asarray(self.values[self.offsets[rows] : self.offsets[rows + 1]])
