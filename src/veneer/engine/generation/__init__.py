@@ -1,0 +1,10 @@
+"""How a causal model continues texts: sampling, the key-value cache, batches of different lengths, text as it comes.
+
+It knows a model and its tokenizer; no task, no template, no terminal.
+"""
+
+from veneer.engine.generation.generator import Generated, Piece, TextGenerator, stop_token_ids
+from veneer.engine.generation.sampling import Sampling
+from veneer.engine.generation.text import StopText, TextPieces
+
+__all__ = ["Generated", "Piece", "Sampling", "StopText", "TextGenerator", "TextPieces", "stop_token_ids"]

@@ -1,0 +1,279 @@
+"""A causal model and its tokenizer, ready to continue texts: many at once, or one as it comes.
+
+    generator = TextGenerator(model, tokenizer, limit=1024)
+    for piece in generator.stream([ids], Sampling(max_new_tokens=20)):
+        print(piece.text, end="")
+
+This file knows token ids in and text out; no template and no task.
+
+Shapes: B texts of a batch, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from veneer.engine.generation.running import RunningBatch, padding_fault
+from veneer.engine.generation.sampling import Sampling, choose, random_of
+from veneer.engine.generation.text import StopText, TextPieces
+from veneer.errors import ConfigError, DataError
+
+__all__ = ["Finish", "Generated", "Piece", "TextGenerator", "stop_token_ids"]
+
+Finish = Literal["end", "stop", "length", "context"]
+"""Why an answer ends: the model's end token, a stop string, max_new_tokens, or the base reads no further."""
+
+MAX_BATCH_TOKENS, MAX_BATCH_TEXTS = 8192, 32
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        text: without special tokens; ends before a stop string.
+        ids: the tokens that were drawn, without the end token; with those of a stop string.
+        finish: why it ends.
+        prompt_tokens: tokens of the prompt.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finish: Finish
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that has come: of which prompt, what, and the whole answer when this is its last piece."""
+
+    row: int
+    text: str
+    answer: Generated | None = None
+
+
+class TextGenerator:
+    """A causal language model of transformers, in eval mode, with its tokenizer.
+
+    Args:
+        model: with or without adapters; what is attached and active takes part.
+        tokenizer: of transformers.
+        limit: tokens that the model reads at most, prompt and answer together.
+        stop_tokens: beside the model's and the tokenizer's own end tokens.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, limit: int, stop_tokens: Iterable[int] = ()
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.stop_tokens = stop_token_ids(model, tokenizer) | frozenset(stop_tokens)
+
+    @cached_property
+    def alone_because(self) -> str | None:
+        """Why texts of different lengths are continued one after the other on this model; None: they share a batch."""
+        try:
+            return padding_fault(self.model)
+        except (TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:
+            return f"its batched forward failed ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None, *, first_row: int = 0
+    ) -> list[Generated]:
+        """The answer to each prompt, in order. See `stream`."""
+        answers: dict[int, Generated] = {}
+        for piece in self.stream(prompts, sampling, first_row=first_row, pieces=False):
+            if piece.answer is not None:
+                answers[piece.row] = piece.answer
+        return [answers[row] for row in range(len(prompts))]
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        *,
+        first_row: int = 0,
+        pieces: bool = True,
+    ) -> Iterator[Piece]:
+        """Text as it comes, prompts of similar length together; the last piece of each prompt carries its answer.
+
+        Args:
+            prompts: token ids, with whatever special tokens they begin with.
+            sampling: the settings; default: greedy.
+            first_row: number of the first prompt, which decides its random numbers.
+            pieces: False: only the last piece of each, with an empty text (decoded once, and faster).
+
+        Raises:
+            DataError: a prompt is empty, or too long for the model.
+        """
+        sampling = sampling or Sampling()
+        self.check(prompts)
+        stops = self._stops(sampling)
+        for rows in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
+            texts = [
+                _Text(self, row, prompts[row], sampling, stops, seed_row=first_row + row, pieces=pieces)
+                for row in rows
+            ]
+            yield from self._run(texts, sampling)
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raise DataError where a prompt is empty, or leaves no room for an answer."""
+        for row, prompt in enumerate(prompts, start=1):
+            if not len(prompt):
+                raise DataError(
+                    f"prompt {row} has no token, so that there is nothing to continue. Write some text."
+                )
+            if len(prompt) >= self.limit:
+                raise DataError(
+                    f"prompt {row} has {len(prompt):,} tokens; the base reads {self.limit:,} at most, with at least "
+                    "one of them for the answer. Shorten it."
+                )
+
+    def _stops(self, sampling: Sampling) -> tuple[frozenset[int], tuple[str, ...]]:
+        """End tokens and stop strings; a stop string that is a special token is an end token, as it never is text."""
+        special = {
+            str(token): number
+            for number, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+        texts = tuple(stop for stop in sampling.stop if stop not in special)
+        ends = {special[stop] for stop in sampling.stop if stop in special}
+        vocabulary = int(self._config.get_text_config().vocab_size)
+        for token in sampling.stop_token_ids:
+            if not 0 <= token < vocabulary:
+                raise ConfigError(f"stop_token_ids: {token} is no token; the base has 0 to {vocabulary - 1}.")
+        return self.stop_tokens | ends | set(sampling.stop_token_ids), texts
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config
+
+    def _batches(self, lengths: Sequence[int], more: int) -> Iterator[list[int]]:
+        """Rows that are continued together: similar lengths; the same one where the model can't mix them."""
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        mixed = len(set(lengths)) > 1
+        same_only = mixed and self.alone_because is not None
+        batch: list[int] = []
+        for row in order:
+            room = max(
+                1, min(MAX_BATCH_TEXTS, MAX_BATCH_TOKENS // (lengths[batch[0] if batch else row] + more))
+            )
+            if batch and (len(batch) >= room or (same_only and lengths[batch[0]] != lengths[row])):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _run(self, texts: list[_Text], sampling: Sampling) -> Iterator[Piece]:
+        running = RunningBatch(self.model, [text.prompt for text in texts])
+        seen = _seen(running.logits, texts) if sampling.repetition_penalty != 1.0 else None
+        while texts:
+            tokens = choose(running.logits, sampling, [text.random for text in texts], seen)
+            if seen is not None:
+                seen[torch.arange(len(tokens)), tokens] = True
+            for text, token in zip(texts, tokens, strict=True):
+                shown = text.push(token)
+                if shown or text.finish is not None:
+                    yield Piece(text.row, shown, text.answer() if text.finish is not None else None)
+            going = [place for place, text in enumerate(texts) if text.finish is None]
+            if len(going) < len(texts) and going:
+                running.keep(going)
+                seen = None if seen is None else seen[going]
+            texts = [texts[place] for place in going]
+            if texts:
+                running.advance([tokens[place] for place in going])
+
+
+class _Text:
+    """One text that is being continued."""
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        row: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        stops: tuple[frozenset[int], tuple[str, ...]],
+        *,
+        seed_row: int,
+        pieces: bool,
+    ) -> None:
+        self.row, self.prompt = row, prompt
+        self.finish: Finish | None = None
+        self.random = random_of(sampling.seed, seed_row)
+        self._ends, strings = stops
+        self._decode = lambda ids: _decoded(generator.tokenizer, ids)
+        self._text = TextPieces(self._decode)
+        self._stop = StopText(strings)
+        self._told: list[str] = []
+        self._reads = pieces or bool(strings)
+        self._shows = pieces
+        room = generator.limit - len(prompt)
+        self._most = min(sampling.max_new_tokens, room)
+        self._full: Finish = "length" if sampling.max_new_tokens <= room else "context"
+
+    def push(self, token: int) -> str:
+        """Take the next token; what of the text may be shown now."""
+        if token in self._ends:
+            self.finish = "end"
+            return self._close("")
+        if not self._reads:
+            self._text.ids.append(token)
+            shown = ""
+        else:
+            shown = self._stop.push(self._text.push(token))
+        if self._stop.stopped is None and len(self._text.ids) >= self._most:
+            self.finish = self._full
+            return self._close(shown)
+        if self._stop.stopped is not None:
+            self.finish = "stop"
+        self._told.append(shown)
+        return shown if self._shows else ""
+
+    def _close(self, shown: str) -> str:
+        """The text that was held back, and may be shown at the end (it may still complete a stop string)."""
+        if self._reads:
+            shown += self._stop.push(self._text.end())
+            if self._stop.stopped is not None:
+                self.finish = "stop"
+            shown += self._stop.end()
+        self._told.append(shown)
+        return shown if self._shows else ""
+
+    def answer(self) -> Generated:
+        """The whole answer."""
+        assert self.finish is not None
+        ids = tuple(self._text.ids)
+        text = "".join(self._told) if self._reads else self._decode(ids)
+        return Generated(text, ids, self.finish, len(self.prompt))
+
+
+def stop_token_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """The tokens with which this model ends a text: its generation settings', its configuration's, its tokenizer's."""
+    found: set[int] = set()
+    m: Any = model
+    for holder in (getattr(m, "generation_config", None), m.config, m.config.get_text_config(), tokenizer):
+        ends = getattr(holder, "eos_token_id", None)
+        if ends is not None:
+            found |= {int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])}
+    return frozenset(found)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _seen(logits: Tensor, texts: Sequence[_Text]) -> Tensor:
+    """(B, V) bool: the tokens that stand in each prompt."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for place, text in enumerate(texts):
+        seen[place, torch.as_tensor(list(text.prompt), device=seen.device)] = True
+    return seen

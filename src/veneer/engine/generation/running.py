@@ -1,0 +1,113 @@
+"""Texts that are being continued together: one forward a token, over what the cache does not hold yet.
+
+The cache and the attention are transformers'. Texts of different length lie padded on the left, under a mask and with
+positions of their own; a text that is finished leaves the batch and its cache. This file knows transformers' calling
+conventions; no tokenizer and no sampling.
+
+Shapes: B texts, L tokens of the longest, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["RunningBatch", "padding_fault"]
+
+# fp32: sums in another order; half precision: rounding of a logit, several layers deep
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.15, torch.float16: 0.05}
+
+
+class RunningBatch:
+    """B texts, their cache, and the logits of the token after each.
+
+    Attributes:
+        logits: (B, V) of the next token, float32.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+        """Read the prompts, none of them empty; `model` is a causal language model in eval mode."""
+        from transformers import DynamicCache
+
+        self._model: Any = model
+        self._takes = set(inspect.signature(self._model.forward).parameters)
+        device = next(model.parameters()).device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        longest = int(lengths.max())
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
+        inside = torch.arange(longest, device=device) >= (longest - lengths).unsqueeze(1)  # (B, L)
+        self._mask: Tensor | None = None if bool(inside.all()) else inside.long()
+        self._next = lengths  # (B,) position of the token that comes next
+        with torch.inference_mode():
+            self._cache = DynamicCache(config=self._model.config)
+            self.logits = self._forward(ids.to(device), (inside.cumsum(1) - 1).clamp(min=0))
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Let the other texts go."""
+        with torch.inference_mode():
+            rows = torch.tensor(places, device=self._next.device)
+            self._cache.batch_select_indices(rows)
+            self._next = self._next[rows]
+            self.logits = self.logits[rows]
+            if self._mask is not None:
+                self._mask = self._mask[rows]
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Put one token behind each text and compute the logits after it."""
+        with torch.inference_mode():
+            ids = torch.tensor(tokens, device=self._next.device).unsqueeze(1)  # (B, 1)
+            if self._mask is not None:
+                self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+            positions = self._next.unsqueeze(1)
+            self._next = self._next + 1
+            self.logits = self._forward(ids, positions)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        given: dict[str, Any] = {"attention_mask": self._mask, "use_cache": True}
+        if "position_ids" in self._takes:
+            given["position_ids"] = positions
+        if "logits_to_keep" in self._takes:
+            given["logits_to_keep"] = 1
+        out = self._model(input_ids=ids, past_key_values=self._cache, **given)
+        return out.logits[:, -1].float()
+
+
+def padding_fault(model: nn.Module) -> str | None:
+    """Continue two short texts together, and compare with each alone and without a cache: None where they agree.
+
+    Returns:
+        Why texts of different lengths can't share a batch on this model, in words.
+    """
+    config: Any = model.config
+    vocabulary = int(config.get_text_config().vocab_size)
+    texts = [[(5 * i + 3 * n + 1) % vocabulary for i in range(n)] for n in (3, 8)]
+    more = [texts[1][1], texts[0][2]]
+    together = RunningBatch(model, texts)
+    found = [together.logits]
+    together.advance(more)
+    found.append(together.logits)
+    alone = [
+        _plain_logits(model, texts),
+        _plain_logits(model, [[*t, m] for t, m in zip(texts, more, strict=True)]),
+    ]
+    off = max(
+        float((f - a).abs().max() / a.abs().max().clamp(min=1e-6)) for f, a in zip(found, alone, strict=True)
+    )
+    limit = _TOLERANCE.get(next(model.parameters()).dtype, 1e-3)
+    if off <= limit:
+        return None
+    return f"in a batch its logits differ by {off:.1e} of the largest from those of each text alone (limit {limit:.0e})"
+
+
+def _plain_logits(model: nn.Module, texts: Sequence[Sequence[int]]) -> Tensor:
+    """(B, V) after the last token of each text, one by one, without a cache."""
+    m: Any = model
+    with torch.inference_mode():
+        rows = [torch.tensor([text], device=next(model.parameters()).device) for text in texts]
+        return torch.cat([m(input_ids=ids, use_cache=False).logits[:, -1].float() for ids in rows])
