@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from veneer.data.choices import Choice
 from veneer.data.json_rows import iterate_json, iterate_json_lines
 from veneer.data.sniff import check_readable, find_encoding, find_layout
+from veneer.data.squad import flat_records
 from veneer.errors import DataError
 from veneer.files import cache_folder, replacing_file
 
@@ -216,7 +217,8 @@ def _mapped(path: Path, options: TableOptions) -> Table:
 
 
 def _json_stream(path: Path, form: str, encoding: str, choices: list[Choice]) -> Stream:
-    records = iterate_json_lines(path, encoding) if form == "jsonl" else iterate_json(path, encoding)
+    found = iterate_json_lines(path, encoding) if form == "jsonl" else iterate_json(path, encoding)
+    records = flat_records(found, str(path))
     first = list(islice(records, ROWS_PER_BATCH))
     if not first:
         raise DataError(f"{path} holds no records; a list of objects, one for each text, was expected.")
