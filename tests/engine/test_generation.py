@@ -21,7 +21,7 @@ from transformers.generation import (
 )
 
 from reference.causal import CAUSAL, VOCABULARY, byte_tokenizer, causal_model
-from veneer.engine.generation import Sampling, StopText, TextGenerator, TextPieces
+from veneer.engine.generation import Memory, Sampling, StopText, TextGenerator, TextPieces
 from veneer.engine.generation.running import RunningBatch, padding_fault
 from veneer.engine.generation.sampling import choose, processed, random_of
 from veneer.errors import ConfigError, DataError
@@ -228,6 +228,37 @@ def test_a_special_token_as_stop_string_is_an_end(models: dict[str, Any], tokeni
     generator.stop_tokens = frozenset()
     ends, texts = generator._stops(Sampling(stop=("<|end|>", "x")))
     assert (ends, texts) == ({END}, ("x",))
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_conversation_that_is_remembered_answers_the_same(
+    family: str, models: dict[str, Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, memory, read = TextGenerator(models[family], tokenizer, limit=96), Memory(), []
+    real = RunningBatch._forward
+    monkeypatch.setattr(
+        RunningBatch,
+        "_forward",
+        lambda self, ids, places: read.append(ids.shape[1]) or real(self, ids, places),
+    )
+    history: list[int] = []
+    last = "end"
+    for _ in range(3):
+        history += PROMPTS[2]
+        wanted = generator.generate([history], Sampling(max_new_tokens=6))
+        del read[:]
+        found = [
+            p.answer
+            for p in generator.stream([history], Sampling(max_new_tokens=6), memory=memory)
+            if p.answer
+        ]
+        assert found == wanted
+        # only what is new: the question, and the answer's last token, which nothing had followed yet
+        assert read[0] == len(PROMPTS[2]) + (last == "length")
+        history, last = history + list(found[0].ids), found[0].finish
+    other = [p.answer for p in generator.stream([PROMPTS[0]], memory=memory) if p.answer]
+    assert other == generator.generate([PROMPTS[0]])
+    assert len(memory) >= len(PROMPTS[0])
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))

@@ -4,7 +4,17 @@ It knows a model and its tokenizer; no task, no template, no terminal.
 """
 
 from veneer.engine.generation.generator import Generated, Piece, TextGenerator, stop_token_ids
+from veneer.engine.generation.running import Memory
 from veneer.engine.generation.sampling import Sampling
 from veneer.engine.generation.text import StopText, TextPieces
 
-__all__ = ["Generated", "Piece", "Sampling", "StopText", "TextGenerator", "TextPieces", "stop_token_ids"]
+__all__ = [
+    "Generated",
+    "Memory",
+    "Piece",
+    "Sampling",
+    "StopText",
+    "TextGenerator",
+    "TextPieces",
+    "stop_token_ids",
+]

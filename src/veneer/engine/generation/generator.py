@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from veneer.engine.generation.running import RunningBatch, padding_fault
+from veneer.engine.generation.running import Memory, RunningBatch, padding_fault
 from veneer.engine.generation.sampling import Sampling, choose, random_of
 from veneer.engine.generation.text import StopText, TextPieces
 from veneer.errors import ConfigError, DataError
@@ -101,6 +101,7 @@ class TextGenerator:
         *,
         first_row: int = 0,
         pieces: bool = True,
+        memory: Memory | None = None,
     ) -> Iterator[Piece]:
         """Text as it comes, prompts of similar length together; the last piece of each prompt carries its answer.
 
@@ -109,6 +110,7 @@ class TextGenerator:
             sampling: the settings; default: greedy.
             first_row: number of the first prompt, which decides its random numbers.
             pieces: False: only the last piece of each, with an empty text (decoded once, and faster).
+            memory: of the conversation that the only prompt goes on with.
 
         Raises:
             DataError: a prompt is empty, or too long for the model.
@@ -121,7 +123,7 @@ class TextGenerator:
                 _Text(self, row, prompts[row], sampling, stops, seed_row=first_row + row, pieces=pieces)
                 for row in rows
             ]
-            yield from self._run(texts, sampling)
+            yield from self._run(texts, sampling, memory)
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise DataError where a prompt is empty, or leaves no room for an answer."""
@@ -172,8 +174,12 @@ class TextGenerator:
         if batch:
             yield batch
 
-    def _run(self, texts: list[_Text], sampling: Sampling) -> Iterator[Piece]:
-        running = RunningBatch(self.model, [text.prompt for text in texts])
+    def _run(self, texts: list[_Text], sampling: Sampling, memory: Memory | None) -> Iterator[Piece]:
+        if memory is None:
+            running = RunningBatch(self.model, [text.prompt for text in texts])
+        else:
+            (only,) = texts
+            running = memory.read(self.model, only.prompt)
         seen = _seen(running.logits, texts) if sampling.repetition_penalty != 1.0 else None
         while texts:
             tokens = choose(running.logits, sampling, [text.random for text in texts], seen)
@@ -188,7 +194,9 @@ class TextGenerator:
                 running.keep(going)
                 seen = None if seen is None else seen[going]
             texts = [texts[place] for place in going]
-            if texts:
+            if texts and memory is not None:
+                memory.advance(running, tokens[0])
+            elif texts:
                 running.advance([tokens[place] for place in going])
 
 

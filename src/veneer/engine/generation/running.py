@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RunningBatch", "padding_fault"]
+__all__ = ["Memory", "RunningBatch", "padding_fault"]
 
 # fp32: sums in another order; half precision: rounding of a logit, several layers deep
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -60,12 +60,16 @@ class RunningBatch:
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Put one token behind each text and compute the logits after it."""
+        self.extend([[token] for token in tokens])
+
+    def extend(self, more: Sequence[Sequence[int]]) -> None:
+        """Put as many tokens behind each text and compute the logits after the last."""
         with torch.inference_mode():
-            ids = torch.tensor(tokens, device=self._next.device).unsqueeze(1)  # (B, 1)
+            ids = torch.tensor(more, device=self._next.device)  # (B, n)
             if self._mask is not None:
                 self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
-            positions = self._next.unsqueeze(1)
-            self._next = self._next + 1
+            positions = self._next.unsqueeze(1) + torch.arange(ids.shape[1], device=ids.device)
+            self._next = self._next + ids.shape[1]
             self.logits = self._forward(ids, positions)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -76,6 +80,39 @@ class RunningBatch:
             given["logits_to_keep"] = 1
         out = self._model(input_ids=ids, past_key_values=self._cache, **given)
         return out.logits[:, -1].float()
+
+
+class Memory:
+    """What a model has read of one conversation, so that the next turn reads only what is new.
+
+    It belongs to one model in one state: with another adapter, or none, a conversation needs another memory.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._running: RunningBatch | None = None
+
+    def __len__(self) -> int:
+        """Tokens that are held."""
+        return len(self._ids) if self._running is not None else 0
+
+    def read(self, model: nn.Module, prompt: Sequence[int]) -> RunningBatch:
+        """A batch that has read `prompt`: the one held where the prompt goes on from it, else a new one."""
+        held, running = len(self._ids), self._running
+        self._running = None  # a forward that is broken off (Ctrl-C) leaves nothing behind
+        if running is None or held >= len(prompt) or list(prompt[:held]) != self._ids:
+            running = RunningBatch(model, [prompt])
+        else:
+            running.extend([prompt[held:]])
+        self._ids, self._running = list(prompt), running
+        return running
+
+    def advance(self, running: RunningBatch, token: int) -> None:
+        """`running.advance` by one token of this conversation."""
+        self._running = None
+        running.advance([token])
+        self._ids.append(token)
+        self._running = running
 
 
 def padding_fault(model: nn.Module) -> str | None:
