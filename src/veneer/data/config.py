@@ -46,7 +46,7 @@ class DataConfig(StrictModel):
     label_column: str | None = None
     label_separator: str | None = pydantic.Field(default=None, min_length=1)
     multi_label: bool | None = None
-    format: Literal["csv", "tsv", "json", "jsonl", "parquet"] | None = None
+    format: Literal["csv", "tsv", "json", "jsonl", "parquet", "conll"] | None = None
     delimiter: str | None = pydantic.Field(default=None, min_length=1, max_length=1)
     encoding: str | None = None
     header: bool | None = None

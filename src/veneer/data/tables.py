@@ -34,7 +34,7 @@ LARGE_FILE_BYTES = 200_000_000
 ROWS_PER_BATCH = 16_384
 _FORMATS = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
+    ".parquet": "parquet", ".pq": "parquet", ".conll": "conll", ".conllu": "conll", ".bio": "conll", ".iob": "conll",
 }  # fmt: skip
 
 
@@ -42,8 +42,8 @@ _FORMATS = {
 class TableOptions:
     """How a file is written; None means: infer.
 
-    format      "csv" (any delimited text), "tsv", "json", "jsonl" or "parquet"; inferred from the name and
-                the top
+    format      "csv" (any delimited text), "tsv", "json", "jsonl", "parquet" or "conll"; inferred from the name
+                and the top
     delimiter   one character
     encoding    a name that Python knows
     header      whether the first line holds names
@@ -145,6 +145,10 @@ def open_stream(path: str | Path, options: TableOptions | None = None) -> Stream
     choices = [choice] if choice else []
     if form in ("json", "jsonl"):
         return _json_stream(path, form, encoding, choices)
+    if form == "conll" or (form in ("csv", "tsv") and _open_to_infer(options) and _is_conll(path, encoding)):
+        from veneer.data.conll_rows import conll_stream
+
+        return conll_stream(path, encoding, tuple(choices))
     from veneer.data.csv_rows import csv_batches
 
     delimiter = "\t" if options.format == "tsv" and options.delimiter is None else options.delimiter
@@ -153,6 +157,17 @@ def open_stream(path: str | Path, options: TableOptions | None = None) -> Stream
     kinds = dict.fromkeys(layout.columns, "text")
     batches = csv_batches(path, layout, warnings)
     return Stream(path, layout.columns, kinds, batches, (*choices, *more), warnings)
+
+
+def _open_to_infer(options: TableOptions) -> bool:
+    """Whether nobody said how the file is written."""
+    return options.format is None and options.delimiter is None and options.header is None
+
+
+def _is_conll(path: Path, encoding: str) -> bool:
+    from veneer.data.conll_rows import looks_like_conll
+
+    return looks_like_conll(path, encoding)
 
 
 def _expanded_bytes(path: Path) -> int:

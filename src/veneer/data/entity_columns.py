@@ -1,0 +1,162 @@
+"""Which columns of a table hold words and their tags, or a text and its spans.
+
+Two forms: "tags" (a list of tokens, a list of tags as long) and "spans" (a text, a list of marked spans of
+characters). It looks at names and at the first cells; where it is not clear it asks. It knows no scheme of tags.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from veneer.data.choices import Choice
+from veneer.data.spans import SPAN_COLUMNS
+from veneer.data.tables import Table
+from veneer.errors import DataError, nearest
+
+__all__ = ["EntityColumns", "EntityForm", "find_entity_columns", "seems_entities"]
+
+EntityForm = Literal["tags", "spans"]
+
+_TOKEN_NAMES = ("tokens", "words", "token", "word", "text", "sentence")
+_TAG_NAMES = ("ner_tags", "tags", "ner", "ner_tag", "labels", "label", "tag", "entities")
+_TEXT_NAMES = ("text", "sentence", "content", "body", "document", "message", "data")
+_FIRST_ROWS = 200
+
+
+@dataclass(frozen=True)
+class EntityColumns:
+    """What is read: `form` "tags" with lists in `text` and `label`, or "spans" with a text and its spans."""
+
+    form: EntityForm
+    text: str
+    label: str
+
+
+def seems_entities(table: Table) -> str | None:
+    """Why a table looks like one of entities, or None where it does not."""
+    shapes = {column: _shape(table, column) for column in table.columns}
+    found = _tag_columns(shapes) or _span_columns(shapes)
+    if found is None:
+        return None
+    text, label = found
+    if shapes[label] == "spans":
+        return f"{label!r} marks spans of {text!r}"
+    return f"{text!r} and {label!r} are lists, a tag for each token"
+
+
+def find_entity_columns(
+    table: Table, text: str | None = None, label: str | None = None
+) -> tuple[EntityColumns, list[Choice]]:
+    """The columns that are given, checked, or those whose names and cells say what they are.
+
+    Raises:
+        DataError: a column that is not there, is no list, or it is not clear which ones they are.
+    """
+    for given in (text, label):
+        if given is not None and given not in table.columns:
+            mend = nearest(given, table.columns) or f"Columns: {', '.join(table.columns)}."
+            raise DataError(f"{table.path} has no column {given!r}. {mend}")
+    shapes = {column: _shape(table, column) for column in table.columns}
+    if text is not None:
+        shapes = {c: s for c, s in shapes.items() if c == text or s in ("tags", "numbers", "spans", "empty")}
+    if label is not None:
+        shapes = {c: s for c, s in shapes.items() if c == label or s in ("tags", "text", "empty")}
+    for form in (_tag_columns, _span_columns):
+        found = form(shapes, text, label)
+        if found is not None:
+            break
+    if found is None:
+        raise DataError(_unclear(table, text, label))
+    columns = EntityColumns("spans" if form is _span_columns else "tags", *found)
+    how = (
+        "marks spans of characters"
+        if columns.form == "spans"
+        else f"has a tag for each word of {columns.text!r}"
+    )
+    choices = [Choice("text column", columns.text, "its name and its cells")] if text is None else []
+    choices += [Choice("label column", columns.label, f"it {how}")] if label is None else []
+    return columns, choices
+
+
+Shapes = dict[str, str]
+
+
+def _tag_columns(shapes: Shapes, text: str | None = None, label: str | None = None) -> tuple[str, str] | None:
+    """A column of lists of strings, and another with as many strings or numbers in each row."""
+    words = (
+        [text] if text is not None else _by_name([c for c, s in shapes.items() if s == "tags"], _TOKEN_NAMES)
+    )
+    if not words or shapes.get(words[0]) != "tags":
+        return None
+    others = [c for c, s in shapes.items() if s in ("tags", "numbers") and c != words[0]]
+    tags = [label] if label is not None else _by_name(others, _TAG_NAMES)
+    return (words[0], tags[0]) if tags and tags[0] in others else None
+
+
+def _span_columns(
+    shapes: Shapes, text: str | None = None, label: str | None = None
+) -> tuple[str, str] | None:
+    """A column of text, and one with lists of spans."""
+    marked = [c for c, s in shapes.items() if s == "spans"]
+    spans = [label] if label is not None else _by_name(marked, SPAN_COLUMNS)
+    texts = [c for c, s in shapes.items() if s == "text" and c != label]
+    found = [text] if text is not None else _by_name(texts, _TEXT_NAMES)
+    if not spans or not found or shapes.get(found[0]) != "text":
+        return None
+    return (found[0], spans[0]) if spans[0] in marked else None
+
+
+def _by_name(columns: list[str], names: tuple[str, ...]) -> list[str]:
+    """The column with the most usual name; the only one, whatever its name; else none."""
+    usual = sorted((c for c in columns if c.lower() in names), key=lambda c: names.index(c.lower()))
+    return usual[:1] or (columns if len(columns) == 1 else [])
+
+
+def _shape(table: Table, column: str) -> str:
+    """ "text", "tags" (lists of strings), "numbers" (lists of whole numbers), "spans", "empty" (lists) or "other"."""
+    rows = np.arange(min(len(table), _FIRST_ROWS), dtype=np.int64)
+    cells = [cell for cell in table.take(column, rows) if cell is not None and cell.strip()]
+    kind = table.kinds.get(column, "text")
+    if kind in ("string", "text") and not all(cell.lstrip().startswith("[") for cell in cells):
+        return "text"
+    shapes = {_list_shape(cell) for cell in cells}
+    if kind != "list" and shapes - {"empty", "spans"}:
+        return "text" if kind in ("string", "text") else "other"
+    shapes.discard("empty")
+    return shapes.pop() if len(shapes) == 1 else ("other" if shapes else "empty")
+
+
+def _list_shape(cell: str) -> str:
+    try:
+        values: Any = json.loads(cell)
+    except json.JSONDecodeError:
+        return "other"
+    if not isinstance(values, list):
+        return "other"
+    if not values:
+        return "empty"
+    if all(isinstance(value, str) for value in values):
+        return "tags"
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return "numbers"
+    marked = all(
+        (isinstance(value, dict) and any(key in value for key in ("start", "start_offset", "begin")))
+        or (isinstance(value, list) and len(value) == 3 and isinstance(value[0], int))
+        for value in values
+    )
+    return "spans" if marked else "other"
+
+
+def _unclear(table: Table, text: str | None, label: str | None) -> str:
+    named = " and ".join(repr(column) for column in (text, label) if column is not None)
+    about = f"with {named} " if named else ""
+    return (
+        f"{table.path}: {about}it is not clear where the entities are. Expected lists of tokens and of tags as long "
+        '(columns "tokens" and "tags" or "ner_tags"), or a text and lists of spans ("text" and "spans" or '
+        f'"entities", each with start, end, label), or CoNLL columns. Columns here: {", ".join(table.columns)}. '
+        "Say which with --text-column and --label-column."
+    )
