@@ -153,7 +153,7 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours(models: dict[str, An
     generator = TextGenerator(models["qwen2"], tokenizer, limit=96)
     sampling = Sampling(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=4)
     together = generator.generate(PROMPTS, sampling)
-    alone = [generator.generate([p], sampling, first_row=row)[0] for row, p in enumerate(PROMPTS)]
+    alone = [generator.generate([p], sampling, rows=[row])[0] for row, p in enumerate(PROMPTS)]
     assert together == alone
     other = generator.generate(PROMPTS, sampling.replace(seed=5))
     assert [a.ids for a in other] != [a.ids for a in together]

@@ -18,6 +18,7 @@ from veneer.data.choices import Choice
 from veneer.errors import ConfigError, DataError, nearest
 
 __all__ = [
+    "COLUMN_NAMES",
     "ROLES",
     "ConversationColumns",
     "ConversationForm",
@@ -27,7 +28,7 @@ __all__ = [
 
 ConversationForm = Literal["instruction", "prompt", "messages", "text"]
 
-_NAMES: Mapping[str, tuple[str, ...]] = {
+COLUMN_NAMES: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "instructions"),
     "input": ("input", "inputs", "context"),
     "output": ("output", "outputs", "response", "answer", "completion"),
@@ -43,7 +44,7 @@ _FORMS: Mapping[ConversationForm, tuple[tuple[str, ...], tuple[str, ...]]] = {  
     "prompt": (("prompt", "completion"), ("system",)),
     "text": (("text",), ()),
 }
-ROLES: tuple[str, ...] = tuple(_NAMES)
+ROLES: tuple[str, ...] = tuple(COLUMN_NAMES)
 """The names before = in `--column ROLE=NAME`."""
 
 _SURE_PROMPTS = ("prompt", "prompts")  # "question" alone may be many things
@@ -82,7 +83,7 @@ def choose_conversation_columns(
         DataError: a given column is not there, or no form fits.
     """
     for role, name in given.items():
-        if role not in _NAMES:
+        if role not in COLUMN_NAMES:
             raise ConfigError(
                 f"--column {role}={name}: {role!r} is no role; there are {', '.join(ROLES)}. {nearest(role, ROLES)}"
             )
@@ -108,7 +109,7 @@ def choose_conversation_columns(
             choices.append(Choice(f"column of {role}", found[0], "its name"))
         elif role in needed:
             raise DataError(
-                f"{where} has no column that is named as {role} is ({', '.join(_NAMES[role])}); it has "
+                f"{where} has no column that is named as {role} is ({', '.join(COLUMN_NAMES[role])}); it has "
                 f"{', '.join(columns)}. Say which it is with --column {role}=NAME."
             )
     return ConversationColumns(form, names), choices
@@ -138,4 +139,4 @@ def _form_of(
 def _named(columns: Sequence[str], role: str) -> list[str]:
     """Columns with one of the role's names, the likeliest name first."""
     plain = {column.strip().lower(): column for column in reversed(columns)}
-    return [plain[name] for name in _NAMES[role] if name in plain]
+    return [plain[name] for name in COLUMN_NAMES[role] if name in plain]

@@ -20,7 +20,7 @@ from veneer.data.hashing import UInts, fingerprints
 from veneer.data.tables import Table
 from veneer.errors import DataError
 
-__all__ = ["Conversation", "Conversations", "Turn", "conversation_of", "read_conversations"]
+__all__ = ["Conversation", "Conversations", "Turn", "conversation_of", "messages_of", "read_conversations"]
 
 _MOST_FAULTS = 5
 _SPEAKERS = {
@@ -169,7 +169,7 @@ def conversation_of(form: str, cells: Mapping[str, str | None]) -> Conversation:
         if not text.strip():
             raise _EmptyError("text")
         return Conversation(text=text)
-    turns = _messages(cells["messages"] or "") if form == "messages" else _asked_and_answered(form, cells)
+    turns = messages_of(cells["messages"] or "") if form == "messages" else _asked_and_answered(form, cells)
     if not turns or turns[-1].role != "assistant":
         raise _EmptyError("answer" if turns else "text")
     if any(not turn.content.strip() for turn in turns if turn.role == "assistant"):
@@ -185,10 +185,10 @@ def _asked_and_answered(form: str, cells: Mapping[str, str | None]) -> list[Turn
     system = (cells.get("system") or "").strip()
     turns = [Turn("system", system)] if system else []
     if _is_list(question):
-        turns += _messages(question)
+        turns += messages_of(question)
     else:
         turns.append(Turn("user", question, cells.get("input") or ""))
-    return turns + (_messages(given) if _is_list(given) else [Turn("assistant", given)])
+    return turns + (messages_of(given) if _is_list(given) else [Turn("assistant", given)])
 
 
 def _is_list(cell: str) -> bool:
@@ -202,7 +202,8 @@ def _is_list(cell: str) -> bool:
     return all(isinstance(one, dict) and ("role" in one or "from" in one) for one in found)
 
 
-def _messages(cell: str) -> list[Turn]:
+def messages_of(cell: str) -> list[Turn]:
+    """A cell with a JSON list of messages, checked; [] where it is empty. Raises `ValueError`, which says why."""
     if not cell.strip():
         return []
     try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,15 +67,23 @@ class TextGenerator:
         tokenizer: of transformers.
         limit: tokens that the model reads at most, prompt and answer together.
         stop_tokens: beside the model's and the tokenizer's own end tokens.
+        stop: texts that end every answer, beside those of a `Sampling`.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, limit: int, stop_tokens: Iterable[int] = ()
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        limit: int,
+        stop_tokens: Iterable[int] = (),
+        stop: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.limit = limit
         self.stop_tokens = stop_token_ids(model, tokenizer) | frozenset(stop_tokens)
+        self.stop = tuple(stop)
 
     @cached_property
     def alone_because(self) -> str | None:
@@ -85,11 +94,15 @@ class TextGenerator:
             return f"its batched forward failed ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None, *, first_row: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        *,
+        rows: Sequence[int] | None = None,
     ) -> list[Generated]:
         """The answer to each prompt, in order. See `stream`."""
         answers: dict[int, Generated] = {}
-        for piece in self.stream(prompts, sampling, first_row=first_row, pieces=False):
+        for piece in self.stream(prompts, sampling, rows=rows, pieces=False):
             if piece.answer is not None:
                 answers[piece.row] = piece.answer
         return [answers[row] for row in range(len(prompts))]
@@ -99,7 +112,7 @@ class TextGenerator:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling | None = None,
         *,
-        first_row: int = 0,
+        rows: Sequence[int] | None = None,
         pieces: bool = True,
         memory: Memory | None = None,
     ) -> Iterator[Piece]:
@@ -108,7 +121,7 @@ class TextGenerator:
         Args:
             prompts: token ids, with whatever special tokens they begin with.
             sampling: the settings; default: greedy.
-            first_row: number of the first prompt, which decides its random numbers.
+            rows: a number for each prompt, which decides its random numbers; default: 0, 1, ...
             pieces: False: only the last piece of each, with an empty text (decoded once, and faster).
             memory: of the conversation that the only prompt goes on with.
 
@@ -118,10 +131,18 @@ class TextGenerator:
         sampling = sampling or Sampling()
         self.check(prompts)
         stops = self._stops(sampling)
-        for rows in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
+        for places in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
             texts = [
-                _Text(self, row, prompts[row], sampling, stops, seed_row=first_row + row, pieces=pieces)
-                for row in rows
+                _Text(
+                    self,
+                    place,
+                    prompts[place],
+                    sampling,
+                    stops,
+                    random=random_of(sampling.seed, place if rows is None else rows[place]),
+                    pieces=pieces,
+                )
+                for place in places
             ]
             yield from self._run(texts, sampling, memory)
 
@@ -145,7 +166,7 @@ class TextGenerator:
             for number, token in self.tokenizer.added_tokens_decoder.items()
             if token.special
         }
-        texts = tuple(stop for stop in sampling.stop if stop not in special)
+        texts = tuple(stop for stop in (*self.stop, *sampling.stop) if stop not in special)
         ends = {special[stop] for stop in sampling.stop if stop in special}
         vocabulary = int(self._config.get_text_config().vocab_size)
         for token in sampling.stop_token_ids:
@@ -211,12 +232,12 @@ class _Text:
         sampling: Sampling,
         stops: tuple[frozenset[int], tuple[str, ...]],
         *,
-        seed_row: int,
+        random: np.random.Generator,
         pieces: bool,
     ) -> None:
         self.row, self.prompt = row, prompt
         self.finish: Finish | None = None
-        self.random = random_of(sampling.seed, seed_row)
+        self.random = random
         self._ends, strings = stops
         self._decode = lambda ids: _decoded(generator.tokenizer, ids)
         self._text = TextPieces(self._decode)
