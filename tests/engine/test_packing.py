@@ -66,7 +66,7 @@ def test_the_groups_hold_every_token_once(lengths: list[int]) -> None:
     for group in layout.groups:
         assert group.start == tokens
         inside = layout.lengths[texts : texts + group.n]
-        assert group.longest == max(inside)
+        assert group.longest - 32 < max(inside) <= group.longest
         assert group.end - group.start == sum(inside)
         if group.gather is None:
             assert group.valid is None

@@ -6,7 +6,8 @@ start-up check holds a program against the padded computation before it is used.
 
 This file knows the forms of blocks; which module of a family is what is said in `veneer.engine.families`.
 
-Shapes: T tokens, B texts, C hidden size, S read positions.
+Shapes: T tokens, R rows (on a CPU a few more than T, which belong to no text), B texts, C hidden size, S read
+positions.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Block:
         return norms and all(group.ready() for group in (self.qkv, self.out, self.up, self.down))
 
     def __call__(self, x: Tensor, layout: Layout, reads: Tensor | None = None) -> Tensor:
-        """(T, C) -> (T, C), or (S, C) at the read positions: one of each text, in order, or any."""
+        """(R, C) -> (R, C), or (S, C) at the read positions: one of each text, in order, or any."""
         h = self.norm_1(x) if self.norm_first else x
         if reads is None:
             a = attend_rows(self.qkv(h), layout, self.heads, self.scaling, causal=self.causal)
@@ -120,12 +121,17 @@ class Program:
 
         `start` and `x` (T, C) go on from the hidden states before block `start` instead of from the tokens.
         """
+        T, layout = batch.tokens, batch.layout
+        behind = layout.rows - T if batch.input_ids.device.type == "cpu" else 0
         if x is None:
-            x = self.embed(batch)
+            x = self.embed(batch.filled_up() if behind else batch)
+        elif behind:
+            x = nn.functional.pad(x, (0, 0, 0, behind))
         last = len(self.blocks) - 1
         for i in range(start, len(self.blocks)):
-            x = self.blocks[i](x, batch.layout, reads if i == last else None)
-        return x if self.last_norm is None else self.last_norm(x)
+            x = self.blocks[i](x, layout, reads if i == last else None)
+        x = x if self.last_norm is None else self.last_norm(x)
+        return x[:T] if reads is None and behind else x
 
     def prefix(self, batch: PackedBatch, stop: int, nodes: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(T, C) the hidden states before block `stop`, without gradients.
@@ -135,12 +141,17 @@ class Program:
         for U tokens.
         """
         with torch.inference_mode():
-            x = self.embed(batch)
+            T, layout = batch.tokens, batch.layout
+            x = self.embed(batch.filled_up())
             if nodes is not None:
+                nodes = (
+                    nn.functional.pad(nodes[0], (0, layout.rows - T)),
+                    nn.functional.pad(nodes[1], (0, -len(nodes[1]) % 64)),
+                )
                 x = x.index_select(0, nodes[1])  # (U, C)
             for block in self.blocks[:stop]:
-                x = block.shared(x, batch.layout, nodes) if nodes is not None else block(x, batch.layout)
-            return x if nodes is None else x.index_select(0, nodes[0])
+                x = block.shared(x, layout, nodes) if nodes is not None else block(x, layout)
+            return x[:T] if nodes is None else x.index_select(0, nodes[0][:T])
 
 
 def _whole_view(layout: Layout, reads: Tensor, causal: bool) -> bool:

@@ -46,6 +46,7 @@ class LinearGroup:
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
         self._frozen: dict[tuple[int, int] | None, FrozenLinear] = {}
+        self._beside: dict[tuple[int, int] | None, _Beside] = {}
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -78,28 +79,36 @@ class LinearGroup:
         """
         layers = self.layers
         bases = [_base_of(layer) for layer in layers]
+        frozen = self._frozen_linear(bases, columns)
+        key = None if columns is None else (columns.start, columns.stop)
         sizes = [layout_of(base).sizes(base)[1] for base in bases]  # type: ignore[union-attr]
-        bias = _biases([base.bias for base in bases], sizes, x.dtype)
         factors: list[Tensor] = []
         parts: list[Part] = []
+        trained: list[Tensor] = []
         start = 0
         for layer, size in zip(layers, sizes, strict=True):
             if isinstance(layer, LoraLinear) and layer.active:
                 pair = layer.pair(layer.active[0])
                 assert not isinstance(pair, Dora)  # `ready` says no
                 factors += pair.factors()
+                trained += pair.parameters()
                 parts.append((start, size, pair.settings.scaling))
             start += size
         if columns is not None:
-            bias = None if bias is None else bias[columns]
             factors, parts = _cut(factors, parts, columns)
-        frozen = self._frozen_linear(bases, columns)
-        return _GroupLinear.apply(x, residual, bias, frozen, tuple(parts), *factors)
+        width = start if columns is None else columns.stop - columns.start
+        shape = (tuple(parts), tuple(A.shape[0] for A in factors[::2]), x.dtype)
+        beside = self._beside.get(key)
+        if beside is None or beside.shape != shape:
+            beside = self._beside[key] = _Beside.of(shape, factors, width)
+        bias = beside.bias_of([base.bias for base in bases], sizes, columns, x.dtype)
+        beside.fill_(factors, stamp=_stamp(trained))
+        return _GroupLinear.apply(x, residual, bias, frozen, beside, *factors)
 
     def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear:
         """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
         transposed = layout_of(bases[0]) is Layout.CONV1D
-        if _stamp(bases) != self._stamp:
+        if _stamp([base.weight for base in bases]) != self._stamp:
             self._arrange_(bases, 1 if transposed else 0)
         key = None if columns is None else (columns.start, columns.stop)
         if key not in self._frozen:
@@ -121,13 +130,12 @@ class LinearGroup:
             for base, part in zip(bases, self._block.split(sizes, dim=axis), strict=True):
                 base.weight.data = part
         self._frozen = {}
-        self._stamp = _stamp(bases)
+        self._stamp = _stamp([base.weight for base in bases])
 
 
-def _stamp(bases: Sequence[Any]) -> tuple[Any, ...]:
-    """What changes when a weight does: its place, its dtype, or the count of its changes in place."""
-    weights = [base.weight for base in bases]
-    return tuple((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights)
+def _stamp(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What changes when a tensor does: its place, its dtype, or the count of its changes in place."""
+    return tuple((id(t), t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> Tensor | None:
@@ -140,6 +148,67 @@ def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.
     return torch.cat(
         [there[0].new_zeros(n) if bias is None else bias for bias, n in zip(biases, sizes, strict=True)]
     ).to(dtype)
+
+
+Shape = tuple[tuple[Part, ...], tuple[int, ...], torch.dtype]
+"""The parts, their ranks and the dtype of the products."""
+
+
+class _Beside:
+    """What stands beside a group's frozen weights in its products, kept from call to call.
+
+    A (R, n) holds all A's under each other, B (M, R) all B's on its diagonal, in the dtype of the products; they are
+    filled anew when a factor has changed. `scaling` is the factor of B A, (R,) where the adapters differ in it.
+    """
+
+    def __init__(self, shape: Shape, A: Tensor, B: Tensor, scaling: float | Tensor) -> None:
+        self.shape, self.A, self.B, self.scaling = shape, A, B, scaling
+        self._views: list[Tensor] = []
+        at = 0
+        for (start, size, _), r in zip(shape[0], shape[1], strict=True):
+            self._views += [A[at : at + r], B[start : start + size, at : at + r]]
+            at += r
+        self._filled: tuple[Any, ...] = ()
+        self._biases: tuple[tuple[Any, ...], Tensor | None] = ((), None)
+
+    @classmethod
+    @torch.inference_mode(False)  # what a prediction makes, training has to be able to use
+    @torch.no_grad()
+    def of(cls, shape: Shape, factors: Sequence[Tensor], width: int) -> _Beside:
+        """Empty ones for `factors`, whose group has `width` outputs."""
+        parts, ranks, dtype = shape
+        if not parts:
+            nothing = torch.empty(0)
+            return cls(shape, nothing, nothing, 1.0)
+        device = factors[0].device
+        A = torch.empty(sum(ranks), factors[0].shape[1], dtype=dtype, device=device)
+        B = torch.zeros(width, sum(ranks), dtype=dtype, device=device)
+        scalings = [scaling for _, _, scaling in parts]
+        if len(set(scalings)) == 1:
+            return cls(shape, A, B, scalings[0])
+        each = [s for s, r in zip(scalings, ranks, strict=True) for _ in range(r)]
+        return cls(shape, A, B, torch.tensor(each, dtype=dtype, device=device))
+
+    def fill_(self, factors: Sequence[Tensor], *, stamp: tuple[Any, ...]) -> None:
+        """Take over the factors' values, unless they are those of the last `stamp`."""
+        if factors and stamp != self._filled:
+            with torch.no_grad():
+                torch._foreach_copy_(self._views, list(factors))
+            self._filled = stamp
+
+    def bias_of(
+        self, biases: Sequence[Tensor | None], sizes: Sequence[int], columns: slice | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """(M,) the biases side by side, or their `columns`."""
+        stamp = tuple(
+            None if b is None else (id(b), b.data_ptr(), 0 if b.is_inference() else b._version)
+            for b in biases
+        )
+        if stamp != self._biases[0]:
+            with torch.inference_mode(False), torch.no_grad():
+                bias = _biases([None if b is None else b.detach().clone() for b in biases], sizes, dtype)
+                self._biases = stamp, bias if bias is None or columns is None else bias[columns].clone()
+        return self._biases[1]
 
 
 def _base_of(layer: nn.Module) -> Any:
@@ -170,22 +239,24 @@ class _GroupLinear(torch.autograd.Function):
         residual: Tensor | None,
         bias: Tensor | None,
         frozen: FrozenLinear,
-        parts: tuple[Part, ...],
+        beside: _Beside,
         *factors: Tensor,
     ) -> Tensor:
         y = frozen.product(x, bias, residual)
-        h = A = B = None
-        if parts:
-            A, B = _side_by_side(factors, parts, y.shape[1], x.dtype)
-            h = torch.mm(x, A.t())  # (T, R)
+        A, B = beside.A, beside.B
+        h = None
+        if factors:
+            h = _scaled_product(x, A.t(), beside.scaling)  # (T, R)
             y.addmm_(h, B.t())
         need_x = ctx.needs_input_grad[0]
         need_factors = any(ctx.needs_input_grad[_FACTORS:])
         ctx.save_for_backward(
-            x if need_factors else None, h if need_factors else None, A if need_x else None, B
+            x if need_factors else None,
+            h if need_factors else None,
+            A if need_x and factors else None,
+            B if factors else None,
         )
-        ctx.frozen, ctx.parts = frozen, parts
-        ctx.ranks = [A_i.shape[0] for A_i in factors[::2]]
+        ctx.frozen, ctx.shape, ctx.scaling = frozen, beside.shape, beside.scaling
         ctx.dtypes = [factor.dtype for factor in factors]
         return y
 
@@ -195,7 +266,7 @@ class _GroupLinear(torch.autograd.Function):
         x, h, A, B = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[:2]
         need_factors = any(ctx.needs_input_grad[_FACTORS:])
-        g = torch.mm(grad, B) if B is not None and (need_x or need_factors) else None  # (T, R), scaled
+        g = _scaled_product(grad, B, ctx.scaling) if B is not None and (need_x or need_factors) else None
         grad_x = None
         if need_x:
             grad_x = ctx.frozen.input_gradient(grad)
@@ -204,27 +275,19 @@ class _GroupLinear(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(ctx.dtypes)
         if need_factors:
             assert g is not None  # factors come with their B
-            grad_A = torch.mm(g.t(), x)  # (R, n)
+            parts, ranks, _ = ctx.shape
+            of_A = torch.mm(g.t(), x).to(ctx.dtypes[0]).split(ranks)  # (R, n)
             at = 0
-            for i, ((start, size, scaling), r) in enumerate(zip(ctx.parts, ctx.ranks, strict=True)):
-                grads[2 * i] = grad_A[at : at + r].to(ctx.dtypes[2 * i])
+            for i, ((start, size, _), r) in enumerate(zip(parts, ranks, strict=True)):
+                grads[2 * i] = of_A[i].to(ctx.dtypes[2 * i])
                 part = torch.mm(grad[:, start : start + size].t(), h[:, at : at + r])  # (m, r)
-                grads[2 * i + 1] = part.to(ctx.dtypes[2 * i + 1]).mul_(scaling)
+                grads[2 * i + 1] = part.to(ctx.dtypes[2 * i + 1])
                 at += r
         return (grad_x, grad if need_residual else None, None, None, None, *grads)
 
 
-def _side_by_side(
-    factors: Sequence[Tensor], parts: Sequence[Part], outputs: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """All A's under each other (R, n), and all scaled B's on the diagonal of (M, R), in `dtype`."""
-    if len(parts) == 1 and parts[0][1] == outputs:
-        return factors[0].to(dtype), (factors[1] * parts[0][2]).to(dtype)
-    A = torch.cat([A.to(dtype) for A in factors[::2]])
-    B = torch.zeros(outputs, A.shape[0], dtype=dtype, device=A.device)
-    at = 0
-    for (start, size, scaling), B_i in zip(parts, factors[1::2], strict=True):
-        r = B_i.shape[1]
-        B[start : start + size, at : at + r] = B_i * scaling
-        at += r
-    return A, B
+def _scaled_product(x: Tensor, A_t: Tensor, scaling: float | Tensor) -> Tensor:
+    """(T, n) times (n, R), times a number or (R,)."""
+    if isinstance(scaling, float):
+        return torch.addmm(x.new_empty(1), x, A_t, beta=0.0, alpha=scaling)
+    return torch.mm(x, A_t).mul_(scaling)

@@ -6,26 +6,30 @@ product; `order` says which text of the caller stands where.
 
 This file knows no model and no task.
 
-Shapes: B texts, T tokens in all, n texts of a group, L tokens of a group's longest text.
+Shapes: B texts, T tokens in all, R rows of a filled-up batch, n texts of a group, L tokens that each is filled to.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Group", "Layout", "PackedBatch", "pack"]
 
-# A group ends where a text is shorter than this share of the group's longest one (less a few tokens): more groups
-# cost a kernel launch each, fewer cost padded products. Chosen by measurement, see docs/experiments.md.
-_GROUP_SHARE = 0.7
-_GROUP_SLACK = 6
+# Groups are filled up to a multiple of this many tokens, so that the shapes of their products repeat from batch to
+# batch (a machine's library makes a kernel for each new shape, which costs more than the product) and vectors come
+# out even. A group costs a dozen kernel launches, which is what filling up this many further score elements of each
+# head costs; so fewer texts join the next longer group. Chosen by measurement, see docs/experiments.md.
+_GROUP_STEP = 32
+_GROUP_WORTH = 6_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Group:
     Attributes:
         start, end: the group's token range in the packed row.
         n: number of texts.
-        longest: L, the tokens of the longest text.
+        longest: L, the tokens of the longest text or a few more, which no text fills.
         gather: (n * L,) int64, for each padded place the token in [0, end - start) that fills it (padding repeats
             token 0); None where all texts have L tokens.
         valid: (end - start,) int64, for each token its padded place; None likewise.
@@ -59,16 +63,24 @@ class Layout:
         lengths: tokens of each text, in packed order.
         groups: the texts by length, for attention.
         cu_seqlens: (B + 1,) int32, the cumulative lengths, 0 first.
+        derived: what a kind of attention made of this layout and needs in the next layer again.
     """
 
     lengths: tuple[int, ...]
     groups: tuple[Group, ...]
     cu_seqlens: Tensor
+    derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:
         """T, the number of tokens."""
         return sum(self.lengths)
+
+    @property
+    def rows(self) -> int:
+        """R > T: the rows of a filled-up batch, one of few numbers; see `PackedBatch.filled_up`."""
+        step = 32 if self.tokens < 1024 else 64 if self.tokens < 4096 else 256
+        return (self.tokens // step + 1) * step
 
     @property
     def longest(self) -> int:
@@ -117,6 +129,22 @@ class PackedBatch:
     def tokens(self) -> int:
         """T, the number of tokens."""
         return int(self.input_ids.shape[0])
+
+    def filled_up(self) -> PackedBatch:
+        """The same batch with tokens behind the texts that belong to none, R rows in all.
+
+        Each new number of rows costs the machine's library new kernels; so there are few numbers. The layout does not
+        know of the rows behind the texts: nothing attends to them and nothing reads them.
+        """
+        more = (0, self.layout.rows - self.tokens)
+        types = self.token_type_ids
+        return PackedBatch(
+            nn.functional.pad(self.input_ids, more),
+            nn.functional.pad(self.position_ids, more),
+            self.layout,
+            self.order,
+            token_type_ids=None if types is None else nn.functional.pad(types, more),
+        )
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
@@ -187,20 +215,33 @@ def layout_of(lengths: Sequence[int]) -> Layout:
     """
     ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
     cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    groups: list[Group] = []
-    stop = len(lengths)
-    while stop > 0:  # from the longest text down
-        limit = _GROUP_SHARE * lengths[stop - 1] - _GROUP_SLACK
-        begin = stop - 1
-        while begin > 0 and lengths[begin - 1] >= limit:
-            begin -= 1
-        groups.append(_group(lengths[begin:stop], int(ends[begin]) - lengths[begin]))
-        stop = begin
-    return Layout(tuple(int(n) for n in lengths), tuple(reversed(groups)), cu_seqlens)
+    groups = tuple(
+        _group(lengths[begin:end], int(ends[begin]) - lengths[begin]) for begin, end in _divided(lengths)
+    )
+    return Layout(tuple(int(n) for n in lengths), groups, cu_seqlens)
+
+
+def _divided(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """First text and end of each group, by lengths that rise."""
+    steps = [-(-n // _GROUP_STEP) for n in lengths]
+    found: list[tuple[int, int]] = []
+    end = len(lengths)
+    while end > 0:  # from the longest text down
+        size, begin = steps[end - 1], end - 1
+        while begin > 0:
+            shorter = bisect_left(steps, steps[begin - 1])  # where the texts of the next smaller size begin
+            filling = (begin - shorter) * (size**2 - steps[begin - 1] ** 2) * _GROUP_STEP**2
+            if steps[begin - 1] < size and filling > _GROUP_WORTH:
+                break
+            begin = shorter
+        found.append((begin, end))
+        end = begin
+    return found[::-1]
 
 
 def _group(lengths: Sequence[int], start: int) -> Group:
-    n, longest, tokens = len(lengths), lengths[-1], int(sum(lengths))
+    n, tokens = len(lengths), int(sum(lengths))
+    longest = -(-lengths[-1] // _GROUP_STEP) * _GROUP_STEP
     if lengths[0] == longest:
         return Group(start, start + tokens, n, longest, None, None, None)
     sizes = np.asarray(lengths, dtype=np.int64)

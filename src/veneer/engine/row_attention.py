@@ -2,11 +2,13 @@
 
 The same function as `veneer.engine.attention`, for the commonest case: as many key-value heads as query heads, each
 token seeing all of its text or what stands before it. The row is laid out for the batched products in one copy, and
-back in one; the softmax is taken in fp32, which is both more exact and faster than in bf16.
+back in one, each with an index that is made once for a batch; the groups are filled up to a few lengths, so that the
+shapes of the products repeat.
 
 This file knows tensors and layouts, no model.
 
-Shapes: T tokens, B texts, H heads, D head size, C = H D, n texts of a group, L its longest text.
+Shapes: T tokens, R >= T rows of the batch, B texts, H heads, D head size, C = H D, n texts of a group, L places of a
+text in it, P places in all (for k of query, key and value).
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from veneer.engine.attention import KEPT_TOKENS, AttentionPattern, packed_attention
-from veneer.engine.packing import Group, Layout
+from veneer.engine.packing import Layout
 
 __all__ = ["attend_read", "attend_rows"]
 
@@ -28,99 +32,154 @@ _ALL = AttentionPattern()
 
 
 def attend_rows(qkv: Tensor, layout: Layout, heads: int, scaling: float, *, causal: bool) -> Tensor:
-    """(T, 3 C) queries, keys and values side by side -> (T, C)."""
+    """(R, 3 C) queries, keys and values side by side -> (R, C); rows behind the texts come out as zeros."""
     if qkv.device.type != "cpu" or layout.longest > KEPT_TOKENS:
-        q, k, v = qkv.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)  # (H, T, D) each
+        behind = qkv.shape[0] - layout.tokens
+        q, k, v = qkv[: layout.tokens].unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)  # (H, T, D) each
         pattern = _CAUSAL if causal else _ALL
-        return packed_attention(q, k, v, layout, pattern, scaling=scaling).flatten(1)
+        out = packed_attention(q, k, v, layout, pattern, scaling=scaling).flatten(1)
+        return nn.functional.pad(out, (0, 0, 0, behind)) if behind else out
     return _RowAttention.apply(qkv, layout, heads, scaling, causal)
 
 
 def attend_read(q: Tensor, kv: Tensor, layout: Layout, heads: int, scaling: float) -> Tensor:
-    """One token of each text looks at its whole text: q (B, C), kv (T, 2 C) keys and values -> (B, C)."""
+    """One token of each text looks at its whole text: q (B, C), kv (R, 2 C) keys and values -> (B, C)."""
     parts, first = [], 0
-    for group in layout.groups:
-        n, L = group.n, group.longest
-        k, v = _laid_out(group, kv[group.start : group.end], 2, heads)  # (n H, L, D)
+    laid_out = _LaidOut.apply(kv, layout, 2, heads)
+    for i, (k, v) in enumerate(_views(laid_out, layout, 2, heads)):  # (n H, L, D)
+        n = layout.groups[i].n
         rows = q[first : first + n].reshape(n * heads, 1, -1)  # (n H, 1, D)
         first += n
-        bias = _padding_bias(group, heads, torch.float32, q.device)  # (n H, 1, L) or None
+        bias = _padding_bias(layout, i, heads, torch.float32)  # (n H, 1, L) or None
         scores = torch.bmm(rows, k.transpose(1, 2)).float() * scaling
         p = torch.softmax(scores if bias is None else scores + bias, dim=-1).to(q.dtype)
         parts.append(torch.bmm(p, v).reshape(n, -1))
-        assert p.shape[-1] == L
     return torch.cat(parts)
 
 
 class _RowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int, scaling: float, causal: bool) -> Tensor:
-        out = qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
+        laid_out = _laid_out(qkv, layout, 3, heads)
+        out = laid_out.new_empty(laid_out.shape[0] // 3, laid_out.shape[1])
         kept: list[Tensor] = []
-        for group in layout.groups:
-            x = _laid_out(group, qkv[group.start : group.end], 3, heads)  # (3, n H, L, D)
-            p = _softmax_of_scores(x[0], x[1], group, heads, scaling, causal)  # (n H, L, L)
-            _put_back_(out, group, torch.bmm(p, x[2]).unsqueeze(0), heads)
-            kept += [x, p]
+        groups = zip(_views(laid_out, layout, 3, heads), _views(out, layout, 1, heads), strict=True)
+        for i, ((q, k, v), o) in enumerate(groups):  # (n H, L, D)
+            p = _softmax_of_scores(q, k, layout, i, heads, scaling, causal)  # (n H, L, L)
+            torch.bmm(p, v, out=o[0])
+            kept.append(p)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(*kept)
+            ctx.save_for_backward(laid_out, *kept)
             ctx.rest = layout, heads, scaling
-        return out
+        return _put_back(out, layout, qkv.shape[0], 1, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layout, heads, scaling = ctx.rest
-        kept = iter(ctx.saved_tensors)
-        grad_qkv = grad.new_empty(grad.shape[0], 3 * grad.shape[1])
-        for group in layout.groups:
-            x, p = next(kept), next(kept)
-            q, k, v = x
-            (do,) = _laid_out(group, grad[group.start : group.end], 1, heads)
-            parts = torch.empty_like(x)
-            torch.bmm(p.transpose(1, 2), do, out=parts[2])
+        laid_out, *kept = ctx.saved_tensors
+        parts = torch.empty_like(laid_out)
+        grad_out = _laid_out(grad.contiguous(), layout, 1, heads)
+        groups = zip(
+            *(_views(x, layout, k, heads) for x, k in ((laid_out, 3), (grad_out, 1), (parts, 3))),
+            kept,
+            strict=True,
+        )
+        for (q, k, v), (do,), (gq, gk, gv), p in groups:
+            torch.bmm(p.transpose(1, 2), do, out=gv)
             ds = torch.bmm(do, v.transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype)
-            torch.baddbmm(parts[0], ds, k, beta=0.0, alpha=scaling, out=parts[0])
-            torch.baddbmm(parts[1], ds.transpose(1, 2), q, beta=0.0, alpha=scaling, out=parts[1])
-            _put_back_(grad_qkv, group, parts, heads)
-        return grad_qkv, None, None, None, None
+            torch.baddbmm(gq, ds, k, beta=0.0, alpha=scaling, out=gq)
+            torch.baddbmm(gk, ds.transpose(1, 2), q, beta=0.0, alpha=scaling, out=gk)
+        return _put_back(parts, layout, grad.shape[0], 3, heads), None, None, None, None
 
 
-def _laid_out(group: Group, rows: Tensor, k: int, heads: int) -> Tensor:
-    """(tokens, k C) -> (k, n H, L, D); padded places are zero."""
-    n, L = group.n, group.longest
-    if group.valid is not None:
-        rows = rows.new_zeros(n * L, rows.shape[1]).index_copy(0, group.valid, rows)
-    x = rows.reshape(n, L, k, heads, -1).permute(2, 0, 3, 1, 4)  # (k, n, H, L, D)
-    return x.reshape(k, n * heads, L, -1)
+class _LaidOut(torch.autograd.Function):
+    """`_laid_out` with its gradient, which is `_put_back`: each place of a text is filled by one row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layout: Layout, k: int, heads: int) -> Tensor:
+        ctx.rest = layout, rows.shape[0], k, heads
+        return _laid_out(rows, layout, k, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _put_back(grad.contiguous(), *ctx.rest), None, None, None
 
 
-def _put_back_(out: Tensor, group: Group, x: Tensor, heads: int) -> None:
-    """(k, n H, L, D) -> the group's rows of `out` (T, k C)."""
-    k, _, L, D = x.shape
-    rows = x.view(k, group.n, heads, L, D).permute(1, 3, 0, 2, 4)  # (n, L, k, H, D)
-    target = out[group.start : group.end]
-    if group.valid is None:
-        target.view(group.n, L, k, heads, D).copy_(rows)
-    else:
-        torch.index_select(rows.reshape(group.n * L, -1), 0, group.valid, out=target)
+def _laid_out(rows: Tensor, layout: Layout, k: int, heads: int) -> Tensor:
+    """(R, k C) -> (P, D) the states of each head of each text under each other, group by group; see `_views`.
+
+    Places that no text fills get the first row behind the texts.
+    """
+    if rows.shape[0] == layout.tokens:
+        rows = nn.functional.pad(rows, (0, 0, 0, 1))
+    places, _ = _places(layout, k, heads)
+    return rows.reshape(rows.shape[0] * k * heads, -1).index_select(0, places)
+
+
+def _put_back(laid_out: Tensor, layout: Layout, rows: int, k: int, heads: int) -> Tensor:
+    """(P, D) -> (R, k C); rows behind the texts are zero."""
+    _, origins = _places(layout, k, heads)
+    out = laid_out.new_empty(rows * k * heads, laid_out.shape[1])
+    torch.index_select(laid_out, 0, origins, out=out[: len(origins)])
+    out[len(origins) :] = 0
+    return out.view(rows, -1)
+
+
+def _views(laid_out: Tensor, layout: Layout, k: int, heads: int) -> list[Tensor]:
+    """The (k, n H, L, D) part of each group in (P, D)."""
+    sizes = [k * group.n * heads * group.longest for group in layout.groups]
+    return [
+        part.view(k, group.n * heads, group.longest, -1)
+        for group, part in zip(layout.groups, laid_out.split(sizes), strict=True)
+    ]
+
+
+def _places(layout: Layout, k: int, heads: int) -> tuple[Tensor, Tensor]:
+    """(P,) which of (R k H) rows stands in each place, and (T k H,) in which place each of them stands; int32."""
+    key = ("places", k, heads)
+    if key not in layout.derived:
+        T, at, text = layout.tokens, 0, 0
+        into: list[NDArray[np.int32]] = []
+        back = np.empty((T, k, heads), dtype=np.int32)
+        kind = np.arange(k, dtype=np.int32)[:, None, None, None]
+        head = np.arange(heads, dtype=np.int32)[:, None]
+        for group in layout.groups:
+            lengths = np.asarray(layout.lengths[text : text + group.n], dtype=np.int32)[:, None]
+            text += group.n
+            place = np.arange(group.longest, dtype=np.int32)
+            token = np.where(
+                place < lengths,
+                np.cumsum(lengths, dtype=np.int32)[:, None] - lengths + place + group.start,
+                T,
+            )
+            rows = (token[:, None, :] * k + kind) * heads + head  # (k, n, H, L)
+            into.append(rows.reshape(-1))
+            inside = rows < T * k * heads
+            back.reshape(-1)[rows[inside]] = np.flatnonzero(inside) + at
+            at += rows.size
+        found = torch.from_numpy(np.concatenate(into)), torch.from_numpy(back.reshape(-1))
+        layout.derived[key] = found
+    places: tuple[Tensor, Tensor] = layout.derived[key]
+    return places
 
 
 def _softmax_of_scores(
-    q: Tensor, k: Tensor, group: Group, heads: int, scaling: float, causal: bool
+    q: Tensor, k: Tensor, layout: Layout, i: int, heads: int, scaling: float, causal: bool
 ) -> Tensor:
-    """(n H, L, L) softmax(q k^T * scaling) over what each row sees, taken in fp32."""
+    """(n H, L, L) softmax(q k^T * scaling) over what each row of group i sees (its sums are fp32 in any dtype)."""
     n_heads, L, _ = q.shape
     if causal:  # what stands behind a token hides the padding as well
         bias: Tensor | None = _causal_bias(L, q.dtype)  # (L, L)
     else:
-        bias = _padding_bias(group, heads, q.dtype, q.device)  # (n H, 1, L)
+        bias = _padding_bias(layout, i, heads, q.dtype)  # (n H, 1, L)
     if bias is None:
         scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0.0, alpha=scaling)
     else:
         scores = torch.baddbmm(bias.expand(n_heads, L, L), q, k.transpose(1, 2), alpha=scaling)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return torch.softmax(scores, dim=-1)
 
 
 @lru_cache(maxsize=512)
@@ -129,10 +188,15 @@ def _causal_bias(L: int, dtype: torch.dtype) -> Tensor:
         return torch.full((L, L), -torch.inf, dtype=dtype).triu_(1)
 
 
-def _padding_bias(group: Group, heads: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """(n H, 1, L): the most negative number at padded places, else 0; None where nothing is padded."""
-    if group.padding is None:
+def _padding_bias(layout: Layout, i: int, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """(n H, 1, L): the most negative number at padded places of group i, else 0; None where nothing is padded."""
+    padding = layout.groups[i].padding
+    if padding is None:
         return None
-    bias = torch.zeros(group.padding.shape, dtype=dtype, device=device)
-    bias.masked_fill_(group.padding, torch.finfo(dtype).min)
-    return bias.repeat_interleave(heads, dim=0)
+    key = ("bias", i, heads, dtype)
+    if key not in layout.derived:
+        bias = torch.zeros(padding.shape, dtype=dtype, device=padding.device)
+        bias.masked_fill_(padding, torch.finfo(dtype).min)
+        layout.derived[key] = bias.repeat_interleave(heads, dim=0)
+    found: Tensor = layout.derived[key]
+    return found
