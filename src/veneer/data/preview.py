@@ -30,12 +30,14 @@ class ShownToken:
     special  whether it was put there by the tokenizer or the template
     read     whether the model gets it, or it is cut off
     target   whether the loss reads it
+    tag      what it is to be told as, where each token has a label of its own
     """
 
     text: str
     special: bool = False
     read: bool = True
     target: bool = False
+    tag: str = ""
 
 
 ShowTokens = Callable[[str], Sequence[ShownToken]]
