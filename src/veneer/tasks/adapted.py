@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from veneer.tasks.registry import kind_named, kind_of_peft, task_from_facts
 
 if TYPE_CHECKING:
     from veneer.tasks.kind import Kind
+    from veneer.tasks.writing import Writer
 
 __all__ = ["Adapted", "adapt", "load"]
 
@@ -223,6 +225,30 @@ class Adapted:
             return []
         encoded = self.encode_inputs(inputs)
         return self.task.answers(self.outputs_of(encoded), encoded)
+
+    def generate(self, prompts: Sequence[Any], **settings: Any) -> list[str]:
+        """What the model writes for each prompt, in order; more of each answer by `veneer.tasks.writing.Writer`.
+
+        Args:
+            prompts: texts, rows ({"instruction": ..., "input": ...}) or conversations (lists of messages).
+            settings: fields of `veneer.engine.generation.Sampling`; `adapter=False`: the base alone; `raw=True`: texts
+                that go on as they stand, without the template.
+
+        Raises:
+            UserMistake: the adapter is for a task that writes no text.
+            ConfigError, DataError: a setting that can't be; a prompt that is empty or too long.
+        """
+        return [answer.text for answer in self._writer.generate(prompts, **settings)]
+
+    def stream(self, prompt: Any, **settings: Any) -> Iterator[str]:
+        """The answer to one prompt, piece by piece, in whole characters. See `generate`."""
+        return (piece.text for piece in self._writer.stream(prompt, **settings))
+
+    @cached_property
+    def _writer(self) -> Writer:
+        from veneer.tasks.writing import writer_of  # it is made of an `Adapted`
+
+        return writer_of(self)
 
 
 def _reads_of_each(layout: Layout, reads: Tensor | None) -> NDArray[np.int64]:
