@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from veneer.data.choices import Choice
 from veneer.data.preview import PreviewText
 from veneer.data.ragged import Ragged
 from veneer.engine.packing import Layout, PackedBatch, pack
@@ -78,6 +79,7 @@ class Encoded:
         details: what the task alone reads later (texts, offsets, given answers).
         cut: examples that lost tokens.
         longest: tokens of the longest example before any cut.
+        choices, warnings: what a person should know of how the examples were read.
     """
 
     ids: TokenSequences
@@ -87,6 +89,8 @@ class Encoded:
     details: Any = None
     cut: int = 0
     longest: int = 0
+    choices: tuple[Choice, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -202,6 +202,8 @@ class Kind:
         uses: fields of the training configuration that it reads, of "pooling", "class_weights", "label_smoothing".
         options: its own settings.
         baselines: what simpler means reach on the held-out rows, if there are such.
+        settle: called once, with the validation examples, before anything is measured: the task with what is chosen on
+            them (a threshold).
         seal_: called once before saving: may fold parts of the task into the head, in place; gives the stored task.
         watch: JSON value kept with each evaluation, e.g. generated samples.
         inputs_from: reads a file to answer that is no table; given the path and the columns by name.
@@ -224,6 +226,7 @@ class Kind:
     uses: frozenset[str] = frozenset()
     options: type[StrictModel] = NoOptions
     baselines: Callable[[Adapted, Encoded, Encoded, Outputs, int], tuple[Baseline, ...]] | None = None
+    settle: Callable[[Any, Outputs, Encoded], Task] | None = None
     seal_: Callable[[Any, nn.Module], Task] | None = None
     watch: Callable[[Adapted, Encoded], Any] | None = None
     inputs_from: Callable[[Path, Mapping[str, str]], InputStream] | None = None

@@ -100,15 +100,23 @@ class Finished:
 
 
 def measure(run: Run) -> Measured:
-    """Metrics of the trained adapter on validation and test, and what simpler means reach on the same rows."""
+    """Metrics of the trained adapter on validation and test, and what simpler means reach on the same rows.
+
+    What the task chooses on the validation rows is chosen first, and is part of the run's task from then on.
+    """
     began = time.perf_counter()
-    adapted = run.adapted
     metrics: dict[str, Metrics] = {}
     outputs: dict[str, Outputs] = {}
     for name in ("validation", "test"):
-        if name in run.stores:
-            outputs[name] = adapted.outputs_of(run.stores[name], prefix=run.prefixes.get(name))
-            metrics[name] = adapted.task.metrics(outputs[name], run.stores[name], seed=run.config.seed)
+        if name not in run.stores:
+            continue
+        outputs[name] = run.adapted.outputs_of(run.stores[name], prefix=run.prefixes.get(name))
+        settle = run.adapted.kind.settle
+        if name == "validation" and settle is not None:
+            task = settle(run.adapted.task, outputs[name], run.stores[name])
+            run.adapted = replace(run.adapted, task=task)
+        metrics[name] = run.adapted.task.metrics(outputs[name], run.stores[name], seed=run.config.seed)
+    adapted = run.adapted
     found = Measured(metrics, outputs, (), 0.0)
     baselines: tuple[Baseline, ...] = ()
     compare, decisive = adapted.kind.baselines, found.decisive

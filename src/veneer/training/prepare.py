@@ -127,6 +127,9 @@ def set_up(
         for split in prepared.splits
         if len(split)
     }
+    choices += stores["train"].choices
+    for store in stores.values():
+        warnings += store.warnings
     _note_cuts(stores, adapted.max_length, warnings)
     plan = Plan(
         len(stores["train"]),
