@@ -224,6 +224,8 @@ class Adapted:
         if not inputs:
             return []
         encoded = self.encode_inputs(inputs)
+        if self.kind.answer is not None:
+            return self.kind.answer(self, encoded)
         return self.task.answers(self.outputs_of(encoded), encoded)
 
     def generate(self, prompts: Sequence[Any], **settings: Any) -> list[str]:

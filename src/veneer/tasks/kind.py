@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from veneer.adapter import AdapterFolder
-from veneer.data.choices import Choice
+from veneer.data.choices import Choice, Notes
 from veneer.data.prepared import PreparedData, Rows
 from veneer.data.sources import Source
 from veneer.evaluation.baselines import Baseline
@@ -24,7 +24,7 @@ from veneer.evaluation.scores import Metrics
 from veneer.models.forms import HeadForm, HeadSpec
 from veneer.models.heads import Pooling
 from veneer.strict import StrictModel
-from veneer.tasks.base import Encoded, Input, Outputs, Task
+from veneer.tasks.base import Answer, Encoded, Input, Outputs, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,12 +83,14 @@ class Making:
         base: the base.
         options: the kind's own options, parsed.
         settings: of the training configuration.
+        notes: gets what is chosen and what is to be warned of while the task is made.
     """
 
     prepared: Any
     base: BaseLike
     options: Any = field(default_factory=NoOptions)
     settings: Settings = field(default_factory=Settings)
+    notes: Notes = field(default_factory=Notes)
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ class Kind:
         settle: called once, with the validation examples, before anything is measured: the task with what is chosen on
             them (a threshold).
         seal_: called once before saving: may fold parts of the task into the head, in place; gives the stored task.
+        answer: gives the answers where they are more than what the head says in one go: a language model's are written.
+        cut_says: what is lost of an example that is too long, in words.
         watch: JSON value kept with each evaluation, e.g. generated samples.
         inputs_from: reads a file to answer that is no table; given the path and the columns by name.
     """
@@ -228,5 +232,7 @@ class Kind:
     baselines: Callable[[Adapted, Encoded, Encoded, Outputs, int], tuple[Baseline, ...]] | None = None
     settle: Callable[[Any, Outputs, Encoded], Task] | None = None
     seal_: Callable[[Any, nn.Module], Task] | None = None
+    answer: Callable[[Adapted, Encoded], list[Answer]] | None = None
+    cut_says: Callable[[Any], str] = lambda _: "the end of a longer text is not seen"
     watch: Callable[[Adapted, Encoded], Any] | None = None
     inputs_from: Callable[[Path, Mapping[str, str]], InputStream] | None = None

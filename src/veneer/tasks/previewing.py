@@ -60,7 +60,8 @@ def preview_source(
     said = check_base(kind, base)
     found = skeleton(base, head=kind.head(prepared, chosen))
     limit = found.max_length if max_length is None else min(max_length, found.max_length)
-    made, tokenizer = kind.make(Making(prepared, found, chosen)), found.tokenizer
+    making = Making(prepared, found, chosen)
+    made, tokenizer = kind.make(making), found.tokenizer
     seen = preview(
         prepared,
         lambda rows: made.full_lengths(rows, tokenizer),
@@ -68,6 +69,8 @@ def preview_source(
         max_length=limit,
         n=examples,
     )
+    seen = replace(seen, choices=(*seen.choices, *making.notes.choices))
     if inferred is not None and all(choice.what != "task" for choice in seen.choices):
         seen = replace(seen, choices=(inferred, *seen.choices))
-    return Previewed(kind.name, replace(seen, warnings=(*seen.warnings, *([said] if said else []))))
+    warnings = (*seen.warnings, *([said] if said else []), *making.notes.warnings)
+    return Previewed(kind.name, replace(seen, warnings=warnings))

@@ -106,7 +106,10 @@ def set_up(
     if "pooling" in kind.uses:
         base = _pooled(base, config, choices)
     settings = Settings(config.class_weights, config.label_smoothing)
-    task = kind.make(Making(prepared, base, options, settings))
+    making = Making(prepared, base, options, settings)
+    task = kind.make(making)
+    choices += making.notes.choices
+    warnings += making.notes.warnings
     config = _resolved(config, kind, options, prepared, base, device, choices)
     say("attaching the adapter")
     adapted = adapt(
@@ -130,7 +133,7 @@ def set_up(
     choices += stores["train"].choices
     for store in stores.values():
         warnings += store.warnings
-    _note_cuts(stores, adapted.max_length, warnings)
+    _note_cuts(stores, adapted.max_length, kind.cut_says(task), warnings)
     plan = Plan(
         len(stores["train"]),
         config.batch_size,
@@ -240,11 +243,11 @@ def _prefixes(
     return found
 
 
-def _note_cuts(stores: dict[str, Encoded], max_length: int, warnings: list[str]) -> None:
+def _note_cuts(stores: dict[str, Encoded], max_length: int, lost: str, warnings: list[str]) -> None:
     cut = sum(store.cut for store in stores.values())
     if cut:
         longest = max(store.longest for store in stores.values())
         warnings.append(
             f"{counted(cut, 'text')} cut to {max_length} tokens, which is what the model reads (the longest has "
-            f"{longest:,}); the end of a longer text is not seen."
+            f"{longest:,}); {lost}."
         )
