@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from bases import tiny_bert
+from reference.causal import causal_base
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
 
@@ -39,6 +41,11 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "new.csv", index=False
     )
     Path("lines.txt").write_text("win a prize\nthanks for it\n")
+    causal_base(tmp_path / "my-writer", max_length=512)
+    letters = [{"instruction": f"Write to {i}.", "input": "", "output": f"Dear {i}!"} for i in range(40)]
+    Path("letters.json").write_text(json.dumps(letters))
+    Path("asks.jsonl").write_text('{"id": 1, "instruction": "Write."}\n{"id": 2, "instruction": "Do."}\n')
+    Path("questions.txt").write_text("Write to Ada.\n/compare\nAnd to Bob.\n/quit\n")
     Path("run.yaml").write_text("data:\n  source: messages.csv\nepochs: 2\nbaselines: false\n")
 
 
@@ -55,7 +62,7 @@ def test_the_page_runs_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> N
             _run(line)
             commands += 1
     assert commands >= 12
-    assert programs == 4
+    assert programs == 5
     assert "spam" in capsys.readouterr().out
     assert pd.read_csv("answers.csv").columns.tolist() == ["id", "body", "label", "probability"]
     again, first = Path("adapters/again"), Path("adapters/messages")
