@@ -38,7 +38,7 @@ def marked(rows: EntityRows) -> list[list[tuple[str, str]]]:
     """The text and type of each entity of each row."""
     found = []
     for row in rows:
-        entities = entities_of([rows.labels[tag] for tag in row.tags], "BIO")
+        entities = entities_of([rows.names[tag] for tag in row.tags], "BIO")
         found.append([(row.text[row.words[a][0] : row.words[b - 1][1]], kind) for a, b, kind in entities])
     return found
 
@@ -289,7 +289,7 @@ def test_wnut17_as_it_is(shared_data: Path) -> None:
         rows, notes = read(shared_data / "wnut17" / name)
         sizes[name] = (len(rows), notes.counts["entities"])
         assert notes.warnings == []
-        tags = [rows.labels[int(tag)] for tag in rows.tags.values]
+        tags = [rows.names[int(tag)] for tag in rows.tags.values]
         lines = (shared_data / "wnut17" / name).read_text("utf-8").split("\n")
         assert tags == [line.split("\t")[1] for line in lines if line.strip()]
     # sentences as the shared task's paper counts them (Derczynski et al. 2017, table 3), and entities
@@ -303,4 +303,5 @@ def test_rows_are_chosen_by_their_places(tmp_path: Path) -> None:
     some = rows.select(np.array([2, 0]), "test")
     assert (some.name, marked(some)) == ("test", [WANTED[2], WANTED[0]])
     assert some.rows.tolist() == [2, 0]
+    assert [some.names[label] for label in some.labels] == ["B-LOC", "B-ORG"]
     assert some.prints.tolist() == rows.prints[[2, 0]].tolist()

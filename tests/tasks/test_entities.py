@@ -160,7 +160,7 @@ def test_a_perfect_head_has_all_points(bases: dict[str, Path], rows: EntityRows)
     assert task.metrics(outputs, encoded).f1 == 1.0
     for place, answer in enumerate(task.answers(outputs, encoded)):
         row = rows[place]
-        assert answer["tags"] == [rows.labels[tag] for tag in row.tags]
+        assert answer["tags"] == [rows.names[tag] for tag in row.tags]
         for entity in answer["entities"]:
             assert entity["text"] == row.text[entity["start"] : entity["end"]]
             assert entity["text"].split() == rows.tokens(place)[slice(*entity["tokens"])]
@@ -203,7 +203,7 @@ def test_facts_make_the_task_again(rows: EntityRows, bases: dict[str, Path]) -> 
     shown = task.shown(rows, 0, tokenizer, 64)
     assert shown.labels == tuple(shown.labels)
     targets = [(token.text.strip(), token.tag) for token in shown.tokens if token.target]
-    assert [tag for _, tag in targets] == [rows.labels[tag] for tag in rows[0].tags]
+    assert [tag for _, tag in targets] == [rows.names[tag] for tag in rows[0].tags]
     assert [tag for _, tag in targets].count("B-per") == sum(
         label.startswith("per: ") for label in shown.labels
     )

@@ -28,6 +28,8 @@ SET = next(flag for flag in RUN if flag.name == "set")
 _BAR = 30  # columns of the longest bar
 _MOST_TOKENS = 60  # of an example that are shown
 _MOST_LABELS = 20
+_NO_TAG = ("", "O")
+_COLOURS = ("bright_red", "bright_green", "bright_yellow", "bright_blue", "bright_magenta", "bright_cyan")
 
 
 @with_flags(TASK, *DATA, *BASE, EXAMPLE_COUNT, SET, *OUTPUT)
@@ -114,12 +116,16 @@ def _show(console: Console, found: Preview) -> None:
     )
     console.print(f"shortest {stats.shortest}, mean {stats.mean:.0f}, longest {stats.longest:,}{limit}")
     named = [("shortest", found.shortest), ("longest", found.longest)]
-    console.print("\ntexts as tokens: · a blank, | a break, <> a special token", style="dim")
+    console.print(
+        f"\ntexts as tokens: · a blank, | a break, <> a special token{_legend(found, console)}", style="dim"
+    )
     for text in found.examples:
         _show_text(console, ", ".join(text.labels), text)
     for name, one in named:
         if one is not None:
-            _show_text(console, f"the {name}: {', '.join(one.labels)}", one)
+            _show_text(
+                console, ": ".join([f"the {name}", *([", ".join(one.labels)] if one.labels else [])]), one
+            )
 
 
 def _label_table(found: Preview) -> Any:
@@ -145,12 +151,20 @@ def _bins(histogram: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]
 def _show_text(console: Console, title: str, text: PreviewText) -> None:
     from rich.text import Text
 
-    console.print(Text.assemble((title or "no label", "bold"), (f"  {text.length:,} tokens", "dim")))
+    console.print(Text.assemble((title or "nothing marked", "bold"), (f"  {text.length:,} tokens", "dim")))
     line = Text("  ")
     shown = text.tokens[:_MOST_TOKENS]
+    before: ShownToken | None = None
     for place, token in enumerate(shown):
-        bare = console.is_terminal or place == 0 or shown[place - 1].special
+        if not console.is_terminal:
+            line.append(_edge(before, token))
+        bare = console.is_terminal or before is None or before.special
         line.append(*_styled(token, place, bar=not bare))
+        if token.tag not in _NO_TAG:
+            line.append(f"/{token.tag}", style=f"dim {_colour(token.tag)}")
+        before = token
+    if not console.is_terminal:
+        line.append(_edge(before, None))
     if len(text.tokens) > _MOST_TOKENS:
         line.append(f" ... and {len(text.tokens) - _MOST_TOKENS:,} more", style="dim")
     console.print(line, overflow="fold")
@@ -160,8 +174,34 @@ def _styled(token: ShownToken, place: int, *, bar: bool) -> tuple[str, str]:
     """A token, with a bar before it if it needs one, and its colour; what is cut off is struck out."""
     shown = "".join("·" if c == " " else "⏎" if c == "\n" else "→" if c == "\t" else c for c in token.text)
     if token.special:
-        return f"<{shown.strip('<>[]|')}>", "dim magenta"
+        return f"<{shown.strip('<>[]|')}>", "bold magenta on yellow" if token.target else "dim magenta"
     if bar and not shown.startswith(("·", "⏎", "→")):
         shown = f"|{shown}"
     style = "cyan" if place % 2 else "green"
+    if token.tag not in _NO_TAG:
+        style = f"bold {_colour(token.tag)}"
+    elif token.target and not token.tag:
+        style = "bold black on yellow" if place % 2 else "bold black on bright_yellow"
     return shown, style if token.read else "dim strike"
+
+
+def _colour(tag: str) -> str:
+    """The same for all tags of a type."""
+    kind = tag.partition("-")[2] or tag
+    return _COLOURS[sum(map(ord, kind)) % len(_COLOURS)]
+
+
+def _edge(before: ShownToken | None, token: ShownToken | None) -> str:
+    """Without colour: where what the loss reads begins, and where it ends. Tags of words say it themselves."""
+    was, now = (one is not None and one.target and not one.tag for one in (before, token))
+    return "" if was == now else "[[" if now else "]]"
+
+
+def _legend(found: Preview, console: Console) -> str:
+    """What else is marked in the examples."""
+    tokens = [token for text in found.examples for token in text.tokens]
+    if any(token.tag for token in tokens):
+        return ", / the label of a word that has one (the loss reads every word, at its first token)"
+    if any(token.target for token in tokens):
+        return f", {'on yellow' if console.is_terminal else '[[ ]]'} what the loss reads"
+    return ""

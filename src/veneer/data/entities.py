@@ -59,7 +59,7 @@ class EntityRows:
     rows      (N,) int64: where each stands in its table, counted from 0
     columns   what is read of the table
     rule      how running text is cut into words: what the rows' own text was cut by, or comes nearest to it
-    labels    the BIO labels of these rows' tags, "O" first
+    names     the BIO labels of these rows' tags, "O" first
     tags      N rows of W numbers of labels
     prints    (N, 2) uint64: fingerprints of the texts
     """
@@ -69,7 +69,7 @@ class EntityRows:
     table: Table
     columns: EntityColumns
     rule: WordRule
-    labels: tuple[str, ...]
+    names: tuple[str, ...]
     tags: Ragged
     prints: UInts
     _kept: dict[int, list[str | None]] = field(default_factory=dict, repr=False, compare=False)
@@ -111,21 +111,31 @@ class EntityRows:
     def content(self, place: int) -> str:
         """A row with its tags, as one text."""
         row = self[place]
-        return json.dumps([row.text, row.words, [self.labels[tag] for tag in row.tags.tolist()]])
+        return json.dumps([row.text, row.words, [self.names[tag] for tag in row.tags.tolist()]])
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) int64: the tag of each row's first entity, 0 where it has none; rows that differ in it differ."""
+        found = np.zeros(len(self), np.int64)
+        marked = np.flatnonzero(self.tags.values)
+        row = np.searchsorted(self.tags.offsets, marked, side="right") - 1
+        rows, first = np.unique(row, return_index=True)
+        found[rows] = self.tags.values[marked[first]]
+        return found
 
     @property
     def types(self) -> tuple[str, ...]:
         """The types of entities, by name."""
-        return tuple(label[2:] for label in self.labels if label.startswith("B-"))
+        return tuple(label[2:] for label in self.names if label.startswith("B-"))
 
     def type_counts(self) -> dict[str, int]:
         """How many entities of each type the rows hold."""
         begins = Counter(self.tags.values.tolist())
-        return {label[2:]: begins[n] for n, label in enumerate(self.labels) if label.startswith("B-")}
+        return {label[2:]: begins[n] for n, label in enumerate(self.names) if label.startswith("B-")}
 
     def entities(self) -> list[list[Entity]]:
         """The entities of each row, as words of it."""
-        names = np.array(self.labels, dtype=object)[self.tags.values]
+        names = np.array(self.names, dtype=object)[self.tags.values]
         bounds = self.tags.offsets
         return [
             entities_of(names[bounds[n] : bounds[n + 1]].tolist(), "BIO") if self.tags[n].any() else []

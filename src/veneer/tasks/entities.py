@@ -103,7 +103,7 @@ class Entities:
                 f"{rows.table.path} marks entities of the type {', '.join(map(repr, unknown[:5]))}, which this adapter "
                 f"does not know. {near} Known types: {', '.join(self.types)}."
             )
-        return np.array([self.labels.index(label) for label in rows.labels], np.int64)
+        return np.array([self.labels.index(label) for label in rows.names], np.int64)
 
     def encode_inputs(self, inputs: Sequence[Input], tokenizer: Any, max_length: int) -> Encoded:
         """Texts, or {"tokens": a JSON list} for a text that is already cut into words.
@@ -131,12 +131,12 @@ class Entities:
         row = rows[place]
         tokens = token_shower(tokenizer, max(max_length, 2**31 - 1))(row.text)
         reads, words = whole_text(row.text, row.words, tokenizer)
-        told = iter([rows.labels[row.tags[word]] for word in words[:, 2]])
+        told = iter([rows.names[row.tags[word]] for word in words[:, 2]])
         shown = tuple(
             ShownToken(token.text, token.special, True, True, next(told)) if mark == READ else token
             for token, mark in zip(tokens, reads, strict=True)
         )
-        entities = entities_of([rows.labels[tag] for tag in row.tags], "BIO")
+        entities = entities_of([rows.names[tag] for tag in row.tags], "BIO")
         labels = tuple(
             f"{kind}: {row.text[row.words[first][0] : row.words[stop - 1][1]]}"
             for first, stop, kind in entities
