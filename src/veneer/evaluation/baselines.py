@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from veneer.evaluation.bootstrap import Difference, Interval, paired_difference
 from veneer.evaluation.metrics import ClassificationMetrics, classification_metrics, multilabel_metrics
 from veneer.evaluation.scores import Scores
+from veneer.evaluation.words import word_counts
 
 __all__ = ["Baseline", "compared", "linear_probe", "majority_baseline", "rows_right", "tfidf_baseline"]
 
 MAX_ROWS = 50_000  # training rows that a baseline is fitted on at most
 _MAX_ROW_LABELS = 1_000_000  # training rows times labels: the cost of logistic regression grows with both
 _MAX_STEPS = 200  # of the solver
-_SPACES_OF_WORDS = 0.04  # share of white space below which a language is read by characters
 
 Floats = NDArray[np.float64]
 
@@ -135,23 +135,12 @@ def tfidf_baseline(
     characters: read runs of 1 to 3 characters instead of words; None infers it: yes for scripts written
     without spaces.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression  # noqa: F401 (loaded before the clock starts)
 
     start = time.perf_counter()
     rows, note = _sample(train_targets, len(labels), max_rows, seed)
     texts = [train_texts[i] for i in rows]
-    if characters is None:
-        characters = _written_without_spaces(texts)
-    vectorizer = TfidfVectorizer(
-        analyzer="char_wb" if characters else "word",
-        ngram_range=(1, 3) if characters else (1, 2),
-        token_pattern=None if characters else r"\w+|[^\w\s]",  # one-letter words and signs count as well
-        sublinear_tf=True,
-        min_df=1 if len(texts) < 500 else 2,  # a word seen once tells nothing and costs most of the time
-        max_features=200_000,
-        dtype=np.float32,
-    )
+    vectorizer, characters = word_counts(texts, characters)
     name = f"TF-IDF ({'characters' if characters else 'words'}) with logistic regression"
     try:
         features = vectorizer.fit_transform(texts)
@@ -296,16 +285,3 @@ def _sample(targets: NDArray[Any], size: int, max_rows: int, seed: int) -> tuple
     else:
         order = order[:limit]
     return np.sort(order), f"fitted on a sample of {len(order):,} of {n:,} training rows"
-
-
-def _written_without_spaces(texts: Sequence[str]) -> bool:
-    """True for scripts like Chinese or Thai: long texts with hardly any white space."""
-    sample = "".join(texts[:: max(1, len(texts) // 500)])
-    letters = sum(not character.isspace() for character in sample)
-    spaces = len(sample) - letters
-    longest = max((len(text) for text in texts[:500]), default=0)
-    return (
-        longest > 8
-        and spaces < _SPACES_OF_WORDS * max(1, len(sample))
-        and any(ord(c) > 0x0E00 for c in sample)
-    )

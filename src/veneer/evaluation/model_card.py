@@ -27,11 +27,13 @@ def sequence_classification_usage(
     several: bool = False,
     decoder: bool = False,
     adapter: str = "path/to/this/folder",
+    number: bool = False,
 ) -> str:
     """Python code that uses the adapter with PEFT alone, where pooling is what transformers' own class does.
 
     That is the first token for BERT-like encoders and the last real token for decoders. several: any number
-    of labels for each text. decoder: the base has no padding token of its own.
+    of labels for each text. decoder: the base has no padding token of its own. number: the head gives one number, and
+    there are no labels.
     """
     padding = (
         "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token\n"
@@ -45,13 +47,17 @@ def sequence_classification_usage(
         if several
         else "print(labels[logits.argmax(-1).item()], logits.softmax(-1).max().item())"
     )
+    if number:
+        answer = "print(logits[:, 0].tolist())"
+    named = "" if number else f"labels = {list(labels)!r}\n"
+    outputs = "1" if number else "len(labels)"
     return (
         "import torch\n"
         "from peft import PeftModel\n"
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f"labels = {list(labels)!r}\n"
+        f"{named}"
         f"tokenizer = AutoTokenizer.from_pretrained({base!r})\n"
-        f"base = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels=len(labels))\n"
+        f"base = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels={outputs})\n"
         f"{padding}"
         f"model = PeftModel.from_pretrained(base, {adapter!r}).eval()\n"
         'batch = tokenizer(["the text to classify"], padding=True, truncation=True, return_tensors="pt")\n'

@@ -81,7 +81,8 @@ def _comparison(facts: ReportFacts) -> Section | None:
 def _compared_cell(score: Score, *, strong: bool = False) -> Cell:
     band = None
     if score.interval is not None and score.percent:
-        band = (score.interval.low, score.interval.high)
+        low, high = (min(max(bound, 0.0), 1.0) for bound in (score.interval.low, score.interval.high))
+        band = (low, high)
     bar = min(max(score.value, 0.0), 1.0) if score.percent else None
     return Cell(score.text, bar=bar, band=band, strong=strong, note=score.interval_text)
 

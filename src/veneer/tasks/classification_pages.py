@@ -31,9 +31,9 @@ from veneer.tasks.texts import joined
 if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
 
-__all__ = ["baselines", "card", "features", "findings", "inspected"]
+__all__ = ["PROBE_TEXTS", "baselines", "card", "cut_limit", "features", "findings", "inspected"]
 
-_PROBE_TEXTS = 4_000  # training texts whose features the untuned base is judged by
+PROBE_TEXTS = 4_000  # training texts whose features the untuned base is judged by
 
 
 def card(adapted: Adapted) -> Card:
@@ -92,7 +92,7 @@ def baselines(
     ours, theirs = train.details, held_out.details
     name = str(theirs.name)
     known, targets = np.asarray(train.targets), np.asarray(held_out.targets)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(train))[:_PROBE_TEXTS])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(train))[:PROBE_TEXTS])
     with disabled(adapted.model):
         fitted_on = features(adapted, train, rows)
         tested_on = features(adapted, held_out, np.arange(len(held_out)))

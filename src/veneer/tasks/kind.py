@@ -184,6 +184,10 @@ class InputStream(Iterator[tuple[dict[str, Any], Input]], Protocol):
         ...
 
 
+def _always(_: Any) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of task.
@@ -209,6 +213,7 @@ class Kind:
         seal_: called once before saving: may fold parts of the task into the head, in place; gives the stored task.
         answer: gives the answers where they are more than what the head says in one go: a language model's are written.
         cut_says: what is lost of an example that is too long, in words.
+        as_peft: whether the head's outputs are the answer's own numbers, so that PEFT alone gives it.
         watch: JSON value kept with each evaluation, e.g. generated samples.
         inputs_from: reads a file to answer that is no table; given the path and the columns by name.
     """
@@ -234,5 +239,6 @@ class Kind:
     seal_: Callable[[Any, nn.Module], Task] | None = None
     answer: Callable[[Adapted, Encoded], list[Answer]] | None = None
     cut_says: Callable[[Any], str] = lambda _: "the end of a longer text is not seen"
+    as_peft: Callable[[Any], bool] = _always
     watch: Callable[[Adapted, Encoded], Any] | None = None
     inputs_from: Callable[[Path, Mapping[str, str]], InputStream] | None = None

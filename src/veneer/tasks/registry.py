@@ -12,13 +12,13 @@ from typing import Any
 from veneer.adapter import AdapterFolder
 from veneer.errors import AdapterError, ConfigError, nearest
 from veneer.models.forms import HEAD_CLASSES
-from veneer.tasks import answers, classification, entities, instructions
+from veneer.tasks import answers, classification, entities, instructions, regression
 from veneer.tasks.base import Task
 from veneer.tasks.kind import Kind
 
 __all__ = ["KINDS", "kind_named", "kind_of_peft", "task_from_facts"]
 
-KINDS: tuple[Kind, ...] = (answers.KIND, entities.KIND, instructions.KIND, classification.KIND)
+KINDS: tuple[Kind, ...] = (answers.KIND, entities.KIND, instructions.KIND, regression.KIND, classification.KIND)
 
 
 def kind_named(name: str) -> Kind:

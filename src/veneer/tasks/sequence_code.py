@@ -17,36 +17,48 @@ if TYPE_CHECKING:
 __all__ = ["sequence_code"]
 
 
-def sequence_code(adapted: Adapted, *, labels: Sequence[str], several: bool = False, answer: str) -> str:
+def sequence_code(
+    adapted: Adapted,
+    *,
+    labels: Sequence[str] = (),
+    several: bool = False,
+    answer: str,
+    plain: bool = True,
+) -> str:
     """The code.
 
     Args:
         adapted: whose pooling and length it follows.
-        labels: names of the outputs.
+        labels: names of the outputs; none where the head gives a number.
         several: any number of labels for each text.
-        answer: the last line, where the pooling is not the class's own; `logits` (B, K) is there.
+        answer: the last line, where the class alone does not give the answer; `logits` (B, K) is there.
+        plain: whether the class's outputs are the answer's numbers, where the pooling is its own.
     """
     base = adapted.base
     cut = f"truncation=True, max_length={adapted.max_length}"
     pair = len(adapted.task.inputs) > 1
     given = '["the first text"], ["the second text"]' if pair else '["the text to classify"]'
-    if native_pooling(adapted.model) == base.pooling:
-        code = sequence_classification_usage(base.name, labels, several=several, decoder=base.causal)
+    if plain and native_pooling(adapted.model) == base.pooling:
+        code = sequence_classification_usage(
+            base.name, labels, several=several, decoder=base.causal, number=not labels
+        )
         return code.replace("truncation=True", cut).replace('["the text to classify"]', given)
     pooled = {
         "mean": "(states * inside).sum(1) / inside.sum(1)",
         "first": "states[:, 0]",
         "last": "states[torch.arange(len(states)), inside.sum(1).squeeze(-1) - 1]",
     }[base.pooling]
+    named = f"labels = {list(labels)!r}\n" if labels else ""
+    outputs = "len(labels)" if labels else "1"
     padding = "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token\n" if base.causal else ""
     return (
         "import torch\n"
         "from peft import PeftModel\n"
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f"labels = {list(labels)!r}\n"
+        f"{named}"
         f"tokenizer = AutoTokenizer.from_pretrained({base.name!r})\n"
         f"{padding}"
-        f"base = AutoModelForSequenceClassification.from_pretrained({base.name!r}, num_labels=len(labels))\n"
+        f"base = AutoModelForSequenceClassification.from_pretrained({base.name!r}, num_labels={outputs})\n"
         'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
         f'batch = tokenizer({given}, padding=True, {cut}, return_tensors="pt")\n'
         f"with torch.no_grad():  # this adapter pools by the {base.pooling}, which transformers' class does not\n"

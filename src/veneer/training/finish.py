@@ -183,6 +183,8 @@ def task_type(adapted: Adapted) -> str | None:
     form = adapted.base.spec.form
     if form == "sequence" and native_pooling(adapted.model) != adapted.base.pooling:
         return None
+    if not adapted.kind.as_peft(adapted.task):
+        return None
     return HEAD_CLASSES[form].peft_task
 
 
