@@ -64,7 +64,7 @@ def test_what_is_no_number_is_named(tmp_path: Path, cell: str, message: str) -> 
 
 
 def test_one_number_alone_teaches_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="only the number 2.5"):
+    with pytest.raises(DataError, match=r"only the number 2\.5"):
         prepare(table(tmp_path, text=TEXTS, label=["2.5"] * N), target="numbers")
 
 
@@ -121,7 +121,7 @@ def test_inputs_of_a_file_by_name(tmp_path: Path) -> None:
     assert next(turned)[1] == {"text": OTHERS[0], "text_pair": TEXTS[0]}
     known = read_inputs(path, names, {}, {"text": "hypothesis", "text_pair": "other"})
     assert known.read == {"text": "hypothesis", "text_pair": "other"}
-    with pytest.raises(DataError, match="which column is the text_pair.*--text-pair-column NAME"):
+    with pytest.raises(DataError, match=r"which column is the text_pair.*--text-pair-column NAME"):
         read_inputs(path, names, {"text": "premise"})
     with pytest.raises(DataError, match="question: this adapter reads text, text_pair"):
         read_inputs(path, names, {"question": "premise"})

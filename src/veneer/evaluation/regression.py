@@ -81,10 +81,9 @@ def regression_metrics(
         DataError: there is no row, or a number is not finite.
     """
     given, said = _checked(targets, answers)
-    given, said = (
-        given - given.mean(),
-        said - given.mean(),
-    )  # far from 0 the sums of squares would lose their digits
+    ranks = np.stack([_ranks(given), _ranks(said)])
+    middle = given.mean()  # far from 0 the sums of squares would lose their digits
+    given, said = given - middle, said - middle
     sums = _resampled(np.concatenate([_features(given, said), _features(*ranks)], axis=1), bootstrap, seed)
     values = _figures(*(_features(x, y).sum(axis=0) for x, y in ((given, said), tuple(ranks))))
     drawn = _figures(sums[:, :7].T, sums[:, 7:].T)
@@ -106,8 +105,7 @@ def explained_difference(
     """Our variance explained less theirs on the same N rows, resampled in pairs."""
     given, said = _checked(targets, ours)
     other = _checked(targets, theirs)[1] - given.mean()
-    given, said = given - given.mean(), said - given    ranks = np.stack([_ranks(given), _ranks(said)])
-.mean()
+    given, said = given - given.mean(), said - given.mean()
     ahead = np.square(other - given) - np.square(said - given)  # by which our squared error is smaller
     sums = _resampled(np.stack([np.ones_like(given), given, given**2, ahead], axis=1), bootstrap, seed)
     whole = np.array([len(given), given.sum(), np.square(given).sum(), ahead.sum()])
