@@ -1,6 +1,7 @@
 """Where the rows come from: a file, a named data set, or the hub; each gives tables, and maybe a fixed split.
 
     messages.csv         a file
+    folder/              a folder with a train file, and maybe a dev and a test file, told by their names
     example              878 support messages in six classes that come with Veneer
     sms-spam             a named data set: downloaded, checked by its hash, cached
     sms-spam:PATH        the same from a local copy (the file, or the folder that holds it)
@@ -24,6 +25,7 @@ import numpy as np
 from veneer.data.choices import Choice
 from veneer.data.config import DataConfig
 from veneer.data.download import Progress, PublishedFile, fetch, sha256_of
+from veneer.data.folders import split_files
 from veneer.data.split import Parts
 from veneer.data.tables import Table, TableOptions, open_stream, read_table
 from veneer.errors import ConfigError, DataError, SourceError
@@ -78,7 +80,18 @@ def load_source(config: DataConfig, progress: Progress | None = None) -> Loaded:
         from veneer.data.hub import load_from_hub
 
         return load_from_hub(config.source.removeprefix("hub:"))
+    if local.is_dir():
+        return _load_folder(local, config)
     return Loaded(read_table(local, config.table_options()))
+
+
+def _load_folder(folder: Path, config: DataConfig) -> Loaded:
+    parts = split_files(folder)
+    wanted = {part: file for part, file in parts.items() if getattr(config, part, None) is None}
+    tables = {part: read_table(file, config.table_options()) for part, file in wanted.items()}
+    listed = ", ".join(f"{part}: {file.name}" for part, file in wanted.items())
+    choice = Choice("source", listed, f"the files of {folder}, by their names")
+    return Loaded(tables["train"], tables.get("validation"), tables.get("test"), choices=(choice,))
 
 
 def _has_known_suffix(path: Path) -> bool:
