@@ -17,10 +17,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from veneer.engine.linears import LinearGroup
+from veneer.engine.activations import Activation
+from veneer.engine.block_step import BlockStep, is_plain
+from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.packing import Layout, PackedBatch
-from veneer.engine.row_attention import attend_read, attend_rows
+from veneer.engine.row_attention import RowAttention, attend_read, attend_rows, by_rows
 
 __all__ = ["Block", "Program"]
 
@@ -33,7 +36,8 @@ class Block:
         qkv: query, key and value, C outputs each in this order.
         out: the projection after attention.
         up, down: the feed-forward layer.
-        norm_1, norm_2: of attention and feed-forward: before them (`norm_first`), or after the residual sum.
+        norm_1, norm_2: where the norms of attention and feed-forward hang; they stand before them (`norm_first`), or
+            after the residual sum.
         activation: between up and down.
         heads, scaling: of the attention.
         causal: a token sees what stands before it, not its whole text.
@@ -44,22 +48,49 @@ class Block:
     out: LinearGroup
     up: LinearGroup
     down: LinearGroup
-    norm_1: nn.LayerNorm
-    norm_2: nn.LayerNorm
-    activation: Callable[[Tensor], Tensor]
+    norm_1: Slot
+    norm_2: Slot
+    activation: Activation
     heads: int
     scaling: float
     causal: bool
     norm_first: bool
 
+    @property
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        """What hangs in the norms' slots now."""
+        first, second = (getattr(parent, name) for parent, name in (self.norm_1, self.norm_2))
+        return first, second
+
     def ready(self) -> bool:
         """Whether this call can run in this form."""
-        norms = not (self.norm_1._forward_hooks or self.norm_2._forward_hooks)
+        norms = not any(norm._forward_hooks for norm in self.norms)
         return norms and all(group.ready() for group in (self.qkv, self.out, self.up, self.down))
 
-    def __call__(self, x: Tensor, layout: Layout, reads: Tensor | None = None) -> Tensor:
-        """(R, C) -> (R, C), or (S, C) at the read positions: one of each text, in order, or any."""
-        h = self.norm_1(x) if self.norm_first else x
+    def __call__(
+        self, x: Tensor, layout: Layout, reads: Tensor | None = None, *, recompute: bool = False
+    ) -> Tensor:
+        """(R, C) -> (R, C), or (S, C) at the read positions: one of each text, in order, or any.
+
+        With `recompute`, a block that is run whole keeps its input alone and computes the rest again in the backward
+        pass (Chen et al. 2016, arXiv:1604.06174).
+        """
+        norm_1, norm_2 = self.norms
+        if reads is None and by_rows(x, layout) and is_plain(norm_1, x) and is_plain(norm_2, x):
+            qkv, out, up, down = (group.joined(x.dtype) for group in (self.qkv, self.out, self.up, self.down))
+            attention = RowAttention(layout, self.heads, self.scaling, self.causal)
+            norms = norm_1, norm_2
+            step = BlockStep(qkv, out, up, down, attention, self.activation, norms, self.norm_first)
+            return step(x, recompute=recompute)
+        if recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._composed, x, layout, reads, use_reentrant=False)
+            return again
+        return self._composed(x, layout, reads)
+
+    def _composed(self, x: Tensor, layout: Layout, reads: Tensor | None) -> Tensor:
+        """The same from differentiable parts."""
+        norm_1, _ = self.norms
+        h = norm_1(x) if self.norm_first else x
         if reads is None:
             a = attend_rows(self.qkv(h), layout, self.heads, self.scaling, causal=self.causal)
         elif _whole_view(layout, reads, self.causal):
@@ -76,7 +107,8 @@ class Block:
     def shared(self, x: Tensor, layout: Layout, nodes: tuple[Tensor, Tensor]) -> Tensor:
         """(U, C) -> (U, C): the block on the nodes of a tree of beginnings; see `Program.prefix`."""
         node_of_token, first_token = nodes
-        qkv = self.qkv(self.norm_1(x) if self.norm_first else x)  # (U, 3 C)
+        norm_1, _ = self.norms
+        qkv = self.qkv(norm_1(x) if self.norm_first else x)  # (U, 3 C)
         a = attend_rows(
             qkv.index_select(0, node_of_token), layout, self.heads, self.scaling, causal=self.causal
         )
@@ -84,11 +116,13 @@ class Block:
 
     def _rest(self, a: Tensor, x: Tensor) -> Tensor:
         """What comes after attention: (S, C) its output and the residual -> (S, C)."""
+        norm_1, norm_2 = self.norms
         if self.norm_first:
             x = self.out(a, residual=x)
-            return self.down(self.activation(self.up(self.norm_2(x))), residual=x)
-        x = self.norm_1(self.out(a, residual=x))
-        return self.norm_2(self.down(self.activation(self.up(x)), residual=x))
+            return self.down(self.activation(self.up(norm_2(x))), residual=x)
+        x = norm_1(self.out(a, residual=x))
+        y: Tensor = norm_2(self.down(self.activation(self.up(x)), residual=x))
+        return y
 
 
 @dataclass(frozen=True)
@@ -98,12 +132,12 @@ class Program:
     Attributes:
         embed: (T, C) from a batch.
         blocks: in order.
-        last_norm: after the last block, or None.
+        last_norm: where the norm after the last block hangs, or None.
     """
 
     embed: Callable[[PackedBatch], Tensor]
     blocks: Sequence[Block]
-    last_norm: nn.Module | None
+    last_norm: Slot | None
 
     def ready(self) -> bool:
         """Whether a call can run in this form now (see `LinearGroup.ready`)."""
@@ -112,14 +146,22 @@ class Program:
     @property
     def width(self) -> int:
         """C."""
-        return int(self.blocks[0].norm_1.normalized_shape[0])
+        width: int = self.blocks[0].norms[0].normalized_shape[0]  # type: ignore[assignment, index]
+        return width
 
     def __call__(
-        self, batch: PackedBatch, reads: Tensor | None = None, *, start: int = 0, x: Tensor | None = None
+        self,
+        batch: PackedBatch,
+        reads: Tensor | None = None,
+        *,
+        start: int = 0,
+        x: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """(T, C) last hidden states, or (S, C) at the read positions.
 
-        `start` and `x` (T, C) go on from the hidden states before block `start` instead of from the tokens.
+        `start` and `x` (T, C) go on from the hidden states before block `start` instead of from the tokens; with
+        `recompute` the blocks keep their inputs alone for the backward pass.
         """
         T, layout = batch.tokens, batch.layout
         behind = layout.rows - T if batch.input_ids.device.type == "cpu" else 0
@@ -129,8 +171,8 @@ class Program:
             x = nn.functional.pad(x, (0, 0, 0, behind))
         last = len(self.blocks) - 1
         for i in range(start, len(self.blocks)):
-            x = self.blocks[i](x, layout, reads if i == last else None)
-        x = x if self.last_norm is None else self.last_norm(x)
+            x = self.blocks[i](x, layout, reads if i == last else None, recompute=recompute)
+        x = x if self.last_norm is None else getattr(*self.last_norm)(x)
         return x[:T] if reads is None and behind else x
 
     def prefix(self, batch: PackedBatch, stop: int, nodes: tuple[Tensor, Tensor] | None = None) -> Tensor:
