@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from veneer.models import load_base
     from veneer.tasks.adapted import load
+    from veneer.tasks.writing import load_writer
     from veneer.training.api import train
     from veneer.training.config import TrainConfig
 
@@ -44,6 +45,7 @@ __all__ = [
     "disabled",
     "load",
     "load_base",
+    "load_writer",
     "merge",
     "prepare",
     "set_active",
@@ -64,6 +66,7 @@ _HOMES = {
     "disabled": "veneer.lora",
     "load": "veneer.tasks.adapted",
     "load_base": "veneer.models",
+    "load_writer": "veneer.tasks.writing",
     "merge": "veneer.lora",
     "prepare": "veneer.data",
     "set_active": "veneer.lora",

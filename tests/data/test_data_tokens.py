@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from small_tables import phrase, write_csv
 
 from veneer.data import DataConfig, prepare, tokenize, tokens
-from veneer.data.preview import ShownToken, preview
+from veneer.data.preview import PreviewText, ShownToken, preview
+from veneer.data.rows import Split
 from veneer.data.tokens import length_stats
 from veneer.errors import ConfigError
 
@@ -80,11 +82,20 @@ def show(text: str) -> list[ShownToken]:
     return [ShownToken("[CLS]", special=True), *map(ShownToken, text), ShownToken("[SEP]", special=True)]
 
 
+def lengths_of(rows: Split) -> NDArray[np.int32]:
+    return np.array([len(ids) for ids in characters(rows.texts())], np.int32)
+
+
+def shown(rows: Split, place: int) -> PreviewText:
+    tokens = tuple(show(rows[place]))
+    return PreviewText(rows.name, place, ("abc"[rows.labels[place]],), len(tokens), rows[place], tokens)
+
+
 def test_the_preview_counts_what_the_model_reads(tmp_path: Path) -> None:
     texts = [phrase(i) for i in range(60)]
     path = write_csv(tmp_path / "x.csv", {"text": texts, "label": ["abc"[i % 3] for i in range(60)]})
     prepared = prepare(DataConfig(source=str(path)))
-    seen = preview(prepared, characters, show, max_length=36, n=3)
+    seen = preview(prepared, lengths_of, shown, max_length=36, n=3)
     lengths = [len(text) + 2 for text in prepared.train.texts()]
     assert seen.lengths["train"].longest == max(lengths)
     assert seen.cut["train"] == sum(n > 36 for n in lengths)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -24,7 +25,7 @@ from reference.causal import CAUSAL, VOCABULARY, byte_tokenizer, causal_model
 from veneer.engine.generation import Memory, Sampling, StopText, TextGenerator, TextPieces
 from veneer.engine.generation.running import RunningBatch, padding_fault
 from veneer.engine.generation.sampling import choose, processed, random_of
-from veneer.errors import ConfigError, DataError
+from veneer.errors import BaseError, ConfigError, DataError
 from veneer.lora import LoraConfig, adapter_parameters, attach, disabled
 
 END = 256
@@ -313,12 +314,18 @@ def test_settings_that_are_refused(given: dict[str, Any], says: str) -> None:
         Sampling.parse(given)
 
 
+def test_a_model_without_a_key_value_cache_is_refused(tokenizer: Any) -> None:
+    config = transformers.MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(BaseError, match="MambaForCausalLM keeps no key-value cache"):
+        TextGenerator(transformers.MambaForCausalLM(config), tokenizer, limit=96)
+
+
 def test_prompts_that_are_refused(models: dict[str, Any], tokenizer: Any) -> None:
     generator = TextGenerator(models["gpt2"], tokenizer, limit=10)
     with pytest.raises(DataError, match="prompt 2 has no token"):
         generator.generate([[1], []])
     with pytest.raises(DataError, match="prompt 1 has 10 tokens; the base reads 10 at most"):
         generator.generate([list(range(10))])
-    with pytest.raises(ConfigError, match="stop_token_ids: 257 is no token"):
-        generator.generate([[1]], Sampling(stop_token_ids=(257,)))
+    with pytest.raises(ConfigError, match="stop_token_ids: 260 is no token"):
+        generator.generate([[1]], Sampling(stop_token_ids=(260,)))
     assert generator.generate([]) == []

@@ -135,7 +135,9 @@ def test_each_tokens_loss_and_the_likeliest(cap: float | None, gradients: bool) 
     with torch.set_grad_enabled(gradients):
         found = token_losses(states, targets, head, softcap=cap, piece=4)
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-5, atol=1e-5)
-    assert found[:, 1].tolist() == (logits.argmax(1) == targets).float().tolist()
+    assert (found[:, 1] == 0).tolist() == (logits.argmax(1) == targets).tolist()
+    below = logits[torch.arange(S), targets] - logits.amax(1)
+    torch.testing.assert_close(found[:, 1], below, rtol=1e-5, atol=1e-5)
     assert found.requires_grad == gradients
     if gradients:
         (wanted,) = torch.autograd.grad((expected * weights).sum(), states)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import peft
 import torch
 
@@ -17,8 +18,13 @@ KINDS = ("BERT", "GPT-2", "Llama")
 """A family of each kind: encoder, decoder with Conv1D, decoder with grouped queries."""
 
 
-def compare_with_peft(family: Family, lengths: Sequence[int]) -> tuple[float, float]:
-    """Loss and gradients of A, B and head: `families.differences` of ours, packed, and PEFT's, padded."""
+def compare_with_peft(
+    family: Family, lengths: Sequence[int], texts: Sequence[np.ndarray] | None = None
+) -> tuple[float, float]:
+    """Loss and gradients of A, B and head: `families.differences` of ours, packed, and PEFT's, padded.
+
+    `texts` of these lengths; None: random ones.
+    """
     plain = family.model()
     head = head_modules(plain, native_pooling(plain))
     theirs = peft.get_peft_model(
@@ -37,7 +43,7 @@ def compare_with_peft(family: Family, lengths: Sequence[int]) -> tuple[float, fl
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", modules_to_save=head)
     attach(plain, config, seed=0)
     load_adapter_state_dict(plain, state)
-    texts, targets = texts_of(lengths), targets_of(lengths)
+    texts, targets = texts_of(lengths) if texts is None else texts, targets_of(lengths)
     expected = _renamed(padded_oracle(theirs, texts, targets))
     return differences(_renamed(ours(runner, texts, targets)), expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from veneer.engine import pack
 from veneer.errors import AdapterError
+from veneer.tasks.base import Encoded
 from veneer.tasks.classification import Classification, balanced_weights, pool
+from veneer.tasks.encoding import TokenLists
 from veneer.tasks.registry import task_from_facts
 
 LABELS = ("red", "green", "blue")
@@ -24,6 +27,11 @@ EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-6}
 
 def logits(rows: int = 7, seed: int = 0) -> Tensor:
     return torch.randn(rows, len(LABELS), generator=torch.Generator().manual_seed(seed))
+
+
+def encoded(targets: Any) -> Encoded:
+    """Texts of one token with these targets."""
+    return Encoded(TokenLists([[1]] * len(targets)), np.array(targets))
 
 
 def task(**options: Any) -> Classification:
@@ -112,10 +120,13 @@ def test_probabilities_of_huge_logits_are_finite() -> None:
 
 def test_score_is_the_share_of_texts_with_everything_right() -> None:
     outputs = np.array([[2.0, 1, 0], [0, 2, 1], [0, 1, 2]], np.float32)
-    assert task().score(outputs, np.array([0, 1, 1])) == ("accuracy", 2 / 3)
+    found = task().score(outputs, encoded([0, 1, 1]))
+    assert found.value == 2 / 3
+    assert found.standard_error == pytest.approx(math.sqrt(2 / 9 / 3), rel=1e-12)
     several = task(multi_label=True)
     signs = np.array([[1.0, -1, -1], [1, 1, -1]], np.float32)
-    assert several.score(signs, np.array([[1, 0, 0], [1, 0, 0]])) == ("accuracy", 0.5)
+    assert several.score(signs, encoded([[1, 0, 0], [1, 0, 0]])).value == 0.5
+    assert (several.deciding.key, several.deciding.percent) == ("accuracy", True)
 
 
 TEXTS = st.lists(st.integers(1, 9), min_size=1, max_size=8)

@@ -9,7 +9,7 @@ import typer
 
 from veneer.cli.console import Output
 from veneer.cli.flags import COLUMNS, LOADING, OUTPUT, VARIANT
-from veneer.cli.options import with_flags
+from veneer.cli.options import nested, with_flags
 from veneer.cli.predict import loaded
 from veneer.cli.scores import confusion_table, label_table, scores_table
 
@@ -53,20 +53,19 @@ def evaluate(
             done = evaluating.evaluate(
                 adapted,
                 source,
-                text_column=settings["text_column"],
-                label_column=settings["label_column"],
+                **_columns(settings),
                 variant=settings["variant"],
                 progress=counter,
             )
         output.choices(done.choices)
         for warning in done.warnings:
             output.warn(warning)
-    task: Any = adapted.task
     value = {
         "adapter": str(adapter),
         "base": adapted.base.name,
+        "task": adapted.task.name,
         "source": source,
-        "labels": list(task.labels),
+        "labels": adapted.task.facts().get("labels"),
         "rows": done.rows,
         "metrics": done.metrics.to_json(),
         "precision": adapted.precision.name,
@@ -76,13 +75,20 @@ def evaluate(
     output.result(value, lambda console: _show(console, done))
 
 
+def _columns(settings: dict[str, Any]) -> dict[str, Any]:
+    """The columns that were named, as `evaluating.evaluate` takes them."""
+    found = nested(COLUMNS, settings).get("data", {})
+    return {key: found.get(key) for key in ("text_column", "text_pair_column", "label_column", "columns")}
+
+
 def _show(console: Console, done: Evaluated) -> None:
     metrics: Any = done.metrics
     found = metrics.to_json()
     console.print()
     console.print(scores_table([("these rows", metrics.summary())]))
-    console.print()
-    console.print(label_table(metrics.per_label))
+    if found.get("per_label"):
+        console.print()
+        console.print(label_table(metrics.per_label))
     if found.get("confusion") is not None or found.get("confusions"):
         console.print()
         console.print(confusion_table(metrics.labels, found["confusion"], found["confusions"]))

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
+import typer
+
 from veneer.cli.options import Flag
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "LOADING",
     "OUTPUT",
     "RUN",
+    "TASK",
     "TRAINING",
     "VARIANT",
+    "read_roles",
 ]
 
 
@@ -42,6 +46,21 @@ def _values(given: str) -> list[str]:
     return [name.strip() for name in given.split(",") if name.strip()]
 
 
+def read_roles(given: list[str]) -> dict[str, str]:
+    """What --column says, each "ROLE=NAME".
+
+    >>> read_roles(["question=q", "context=passage"])
+    {'question': 'q', 'context': 'passage'}
+    """
+    found = {}
+    for one in given:
+        role, equals, name = one.partition("=")
+        if not equals or not role.strip() or not name.strip():
+            raise typer.BadParameter(f"--column {one!r}: expected ROLE=NAME, such as question=q.")
+        found[role.strip()] = name.strip()
+    return found
+
+
 def _no(_: bool) -> bool:
     return False
 
@@ -53,6 +72,23 @@ def _init(given: str) -> str | bool:
 DATA = (
     Flag("text-column", "data.text_column", str, "The column to read.", "Data", metavar="NAME"),
     Flag("label-column", "data.label_column", str, "The column to predict.", "Data", metavar="NAME"),
+    Flag(
+        "text-pair-column",
+        "data.text_pair_column",
+        str,
+        "A second column, read together with the first.",
+        "Data",
+        metavar="NAME",
+    ),
+    Flag(
+        "column",
+        "data.columns",
+        list[str],
+        "Another column of the task; may be repeated.",
+        "Data",
+        metavar="ROLE=NAME",
+        read=read_roles,
+    ),
     Flag(
         "validation",
         "data.validation",
@@ -240,7 +276,8 @@ TRAINING = (
     ),
 )
 
-COLUMNS = DATA[:2]
+COLUMNS = DATA[:4]
+TASK = Flag("task", "task", str, "What to learn, such as regression (auto).", "Data", "t", metavar="NAME")
 VARIANT = next(flag for flag in DATA if flag.name == "variant")
 LABELS = Flag("labels", None, int, "Labels of the head that a base gets (2).", "Adapter", metavar="N")
 EXAMPLE_COUNT = Flag("examples", None, int, "Texts to show token by token (5).", "Output", "n", metavar="N")
@@ -269,7 +306,19 @@ RUN = (
 
 ANSWERS = (
     Flag("file", None, Path, "csv, tsv, json, jsonl, parquet or txt.", "Data", "f", metavar="FILE"),
+    Flag("pair", None, str, "The second text, for adapters on pairs.", "Data", metavar="TEXT"),
+    Flag("context", None, str, "The text that a question is about.", "Data", metavar="TEXT"),
     Flag("text-column", None, str, "The column of --file to read.", "Data", metavar="NAME"),
+    Flag("text-pair-column", None, str, "The second column of --file.", "Data", metavar="NAME"),
+    Flag(
+        "column",
+        None,
+        list[str],
+        "Another column of --file; may be repeated.",
+        "Data",
+        metavar="ROLE=NAME",
+        read=read_roles,
+    ),
     Flag("out", None, Path, "--file with its answers: .csv .tsv .jsonl", "Output", "o", metavar="FILE"),
     Flag("all-probabilities", None, bool, "The probability of every label.", "Output"),
     Flag("overwrite", None, bool, "Replace --out.", "Output"),

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output, facts_table, table
-from veneer.cli.flags import ADAPTER, LABELS, OUTPUT
+from veneer.cli.flags import ADAPTER, LABELS, OUTPUT, TASK
 from veneer.cli.options import nested, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from veneer.adapter import Facts
     from veneer.tasks.describe import AdapterDescription, BaseDescription, LayerGroup
 
 __all__ = ["EXAMPLES", "inspect"]
@@ -26,7 +27,7 @@ $ veneer inspect path/to/a/base --target-modules query,value --labels 5 --json
 """
 
 
-@with_flags(*ADAPTER, LABELS, *OUTPUT)
+@with_flags(*ADAPTER, LABELS, TASK, *OUTPUT)
 def inspect(
     what: Annotated[
         str, typer.Argument(help="An adapter folder, or a base: hub name or folder.", show_default=False)
@@ -44,12 +45,13 @@ def inspect(
 
         given = nested(ADAPTER, settings).get("lora", {})
         if is_adapter(what):
-            if given or settings["labels"]:
+            if given or settings["labels"] or settings["task"]:
                 raise typer.BadParameter(f"{what} is an adapter; flags of the adapter go with a base.")
             adapter = describe_adapter(what)
             value, show = adapter.to_json(), lambda console: _show_adapter(console, adapter)
         else:
-            base = describe_base(what, resolved_lora(given), labels=settings["labels"] or 2)
+            task = settings["task"] or "classification"
+            base = describe_base(what, resolved_lora(given), labels=settings["labels"] or 2, task=task)
             value, show = base.to_json(), lambda console: _show_base(console, base)
     output.result(value, show)
 
@@ -64,14 +66,8 @@ def _show_adapter(console: Console, adapter: AdapterDescription) -> None:
     rows = [("adapter", str(folder.path)), ("made by", made), ("base", adapter.base or "not said")]
     if facts is not None:
         rows[2] = ("base", f"{facts.base.name}, {facts.base.family}, {facts.base.content_hash[:19]}...")
-        labels = [str(label) for label in facts.task_facts.get("labels", ())]
+        rows += [*_task_rows(facts), *_metric_rows(facts)]
         rows += [
-            (
-                "task",
-                f"{facts.task}, {facts.task_facts.get('pooling')} pooling, {facts.max_length} tokens at most",
-            ),
-            ("labels", f"{len(labels)}: {_listed(labels)}"),
-            *_metric_rows(facts.metrics),
             ("data", _data_line(facts.data)),
             ("exactness", _exactness(facts.exactness)),
             ("made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items())),
@@ -91,8 +87,11 @@ def _show_base(console: Console, base: BaseDescription) -> None:
     kept = f"{', '.join(base.saved)} ({base.saved_parameters:,} parameters)" if base.saved else "none"
     rows = [
         ("base", f"{base.name}, {base.family}"),
-        ("reads", f"{base.max_length} tokens at most, {base.pooling} pooling"),
-        ("head", f"{base.labels} labels; trained whole: {kept}"),
+        (
+            "reads",
+            f"{base.max_length} tokens at most" + (f", {base.pooling} pooling" if base.pooling else ""),
+        ),
+        ("head", _head(base, kept)),
         ("lora", _lora_line(base.lora)),
         ("parameters", f"{base.parameters:,}"),
         ("would train", f"{base.trainable:,} ({base.share:.2%} of all)"),
@@ -105,6 +104,12 @@ def _show_base(console: Console, base: BaseDescription) -> None:
     console.print(_layers(base.groups))
 
 
+def _head(base: BaseDescription, kept: str) -> str:
+    if base.labels:
+        return f"{base.labels} labels; trained whole: {kept}"
+    return f"of the task {base.task}; trained whole: {kept}"
+
+
 def _layers(groups: Sequence[LayerGroup]) -> Any:
     found = table("layers", "", "in", "out", "r", "parameters", numbers=(1, 2, 3, 4, 5))
     for group in groups:
@@ -113,15 +118,30 @@ def _layers(groups: Sequence[LayerGroup]) -> Any:
     return found
 
 
-def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def _task_rows(facts: Facts) -> list[tuple[str, str]]:
+    """The task's own lines; of one that this Veneer does not know, its name alone."""
+    from veneer.tasks.registry import KINDS
+
+    pooling = facts.task_facts.get("pooling")
+    said = [facts.task, *([f"{pooling} pooling"] if pooling else []), f"{facts.max_length} tokens at most"]
+    kind = next((kind for kind in KINDS if kind.name == facts.task), None)
+    return [("task", ", ".join(said)), *([] if kind is None else kind.inspect(facts.task_facts))]
+
+
+def _metric_rows(facts: Facts) -> list[tuple[str, str]]:
+    from veneer.tasks.registry import KINDS
+
+    headline = next((kind.headline for kind in KINDS if kind.name == facts.task), ())
     rows = []
-    for split, found in metrics.items():
+    for split, found in facts.metrics.items():
         said = []
-        for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
-            bounds = found.get("intervals", {}).get(key)
-            between = f" ({100 * bounds['low']:.1f} – {100 * bounds['high']:.1f})" if bounds else ""
-            said.append(f"{name} {100 * found[key]:.1f} %{between}")
-        rows.append((split, f"{', '.join(said)}, {found['n']:,} texts"))
+        for one in headline:
+            if found.get(one.key) is None:
+                continue
+            bounds = found.get("intervals", {}).get(one.key)
+            between = f" ({one.format(bounds['low'])} – {one.format(bounds['high'])})" if bounds else ""
+            said.append(f"{one.name} {one.format(found[one.key])}{' %' if one.percent else ''}{between}")
+        rows.append((split, f"{', '.join(said)}, {found['n']:,} {found.get('unit', 'texts')}"))
     return rows
 
 

@@ -17,10 +17,12 @@ import typer
 
 import veneer
 from veneer.cli import (
+    chat,
     combine,
     evaluate,
     export,
     extract,
+    generate,
     inspect,
     merge,
     predict,
@@ -53,7 +55,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, predict, evaluate, inspect, preview, merge, export, combine, extract, reproduce):
+for verb in (
+    train,
+    predict,
+    generate,
+    chat,
+    evaluate,
+    inspect,
+    preview,
+    merge,
+    export,
+    combine,
+    extract,
+    reproduce,
+):
     app.command(epilog=verb.EXAMPLES)(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 

@@ -65,11 +65,12 @@ def _show(console: Console, done: Merged) -> None:
     from veneer.evaluation.wording import bytes_text
 
     read = "as transformers' class" if done.native else "which transformers' class does not do"
+    reads = [] if done.pooling is None else [("reads", f"{done.pooling} pooling, {read}")]
     console.print(
         facts_table(
             [
                 ("model", f"{done.path} ({bytes_text(done.size_bytes)}, {done.dtype})"),
-                ("reads", f"{done.pooling} pooling, {read}"),
+                *reads,
                 ("checked", drift_line(done.drift)),
             ]
         )
@@ -79,4 +80,4 @@ def _show(console: Console, done: Merged) -> None:
 def drift_line(drift: Any) -> str:
     """How far what was written is from the adapter, in one line."""
     answers = "the same answers" if not drift.changed else f"{drift.changed} other answers"
-    return f"{drift.texts} texts, {answers}, logits differ by at most {drift.largest:.1e}"
+    return f"{drift.texts} texts, {answers}, numbers differ by at most {drift.largest:.1e}"

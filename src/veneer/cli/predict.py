@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output
-from veneer.cli.flags import ANSWERS, LOADING, OUTPUT
+from veneer.cli.flags import ANSWERS, LOADING, OUTPUT, read_roles
 from veneer.cli.options import with_flags
-from veneer.errors import DataError
+from veneer.errors import DataError, UserMistake
 
 if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
     from veneer.tasks.answering import Rows
+    from veneer.tasks.base import Input
 
 __all__ = ["EXAMPLES", "loaded", "predict"]
 
 EXAMPLES = """\
 [dim]Examples[/]
 $ veneer predict adapters/messages "You won a prize, call now"
+$ veneer predict adapters/similarity "A man sleeps." --pair "Somebody is asleep."
 $ veneer predict adapters/messages --file new.csv --out answers.csv
 $ cat new.txt | veneer predict adapters/messages - --json
 """
@@ -50,7 +52,7 @@ def predict(
     with output.working():
         rows = _rows(output, adapter, texts or [], settings)
         if output.json:
-            found = [{"text": text, **answer} for _, text, answer in rows]
+            found = [{**_named(given), **answer} for _, given, answer in rows]
             if not found:
                 raise DataError("standard input holds no text; a text in each line was expected.")
     if output.json:
@@ -77,26 +79,65 @@ def _check_given(texts: list[str] | None, settings: Mapping[str, Any]) -> None:
     if (settings["file"] is None) == (not texts):
         ways = "texts, --file FILE, or - for standard input"
         raise typer.BadParameter(f"give {ways}." if not texts else f"give only one of: {ways}.")
-    if settings["file"] is None and (settings["out"] or settings["text_column"]):
-        raise typer.BadParameter("--out and --text-column go with --file.")
-    for place, text in enumerate(texts or (), start=1):
-        if not text.strip():
+    columns = [settings[name] for name in ("text_column", "text_pair_column", "column")]
+    if settings["file"] is None and (settings["out"] or any(columns)):
+        raise typer.BadParameter("--out and --text-column go with --file, and so do the other flags of columns.")
+    second = settings["pair"] is not None or settings["context"] is not None
+    if second and (settings["file"] is not None or texts == ["-"]):
+        raise typer.BadParameter("--pair and --context go with texts on the command line.")
+    if settings["pair"] is not None and settings["context"] is not None:
+        raise typer.BadParameter("give only one of --pair and --context.")
+    for place, text in enumerate([*(texts or ()), settings["pair"], settings["context"]], start=1):
+        if text is not None and not text.strip():
             raise DataError(f"text {place} is empty; there is nothing to answer.")
 
 
 def _rows(output: Output, adapter: Path, texts: list[str], settings: Mapping[str, Any]) -> Rows:
     """The answers, one by one."""
-    from veneer.data.reading import read_texts
-    from veneer.tasks.answering import answer_texts, read_lines
+    from veneer.tasks.answering import answer_texts, open_inputs, read_lines
 
-    lines: Iterable[tuple[dict[str, Any], str]]
+    adapted = loaded(adapter, settings)
+    lines: Iterable[tuple[dict[str, Any], Input]]
     if settings["file"] is not None:
-        stream = read_texts(settings["file"], settings["text_column"])
+        stream = open_inputs(adapted, settings["file"], _columns(settings))
         output.choices(stream.choices)
         lines = stream
+    elif texts == ["-"]:
+        lines = read_lines(sys.stdin, adapted.task.inputs)
     else:
-        lines = read_lines(sys.stdin) if texts == ["-"] else [({}, text) for text in texts]
-    return answer_texts(loaded(adapter, settings), lines)
+        lines = [({}, _given(adapted, text, settings)) for text in texts]
+    return answer_texts(adapted, lines)
+
+
+def _given(adapted: Adapted, text: str, settings: Mapping[str, Any]) -> Input:
+    """A text of the command line with what was given beside it.
+
+    Raises:
+        UserMistake: the adapter reads two texts and got one, or the other way round.
+    """
+    names = adapted.task.inputs
+    second = settings["pair"] if settings["pair"] is not None else settings["context"]
+    flag = "--context" if names[-1] == "context" else "--pair"
+    if (second is not None) != (len(names) > 1):
+        says = f"reads {' and '.join(names)}"
+        raise UserMistake(
+            f'This adapter {says}; give the second one with {flag} "...".'
+            if len(names) > 1
+            else f"This adapter {says} alone; leave --pair and --context out."
+        )
+    return text if second is None else {names[0]: text, names[1]: second}
+
+
+def _columns(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Input -> column, as far as they were named."""
+    named = {"text": settings["text_column"], "text_pair": settings["text_pair_column"]}
+    found = {name: column for name, column in named.items() if column is not None}
+    return found | (read_roles(settings["column"]) if settings["column"] else {})
+
+
+def _named(given: Input) -> dict[str, str]:
+    """An input as keys of a JSON object."""
+    return {"text": given} if isinstance(given, str) else dict(given)
 
 
 def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> None:
@@ -107,14 +148,14 @@ def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> 
 
         check_out(out, overwrite=settings["overwrite"])
         adapted = loaded(adapter, settings)
-        task: Any = adapted.task
+        labels = adapted.task.facts().get("labels") or ()
         with Counter(output, "rows") as counter:
             done = answer_file(
                 adapted,
                 settings["file"],
                 out,
-                text_column=settings["text_column"],
-                all_probabilities=task.labels if settings["all_probabilities"] else (),
+                columns=_columns(settings),
+                all_probabilities=labels if settings["all_probabilities"] else (),
                 overwrite=settings["overwrite"],
                 progress=counter,
             )
@@ -129,35 +170,43 @@ def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> 
 
 
 def _print(rows: Rows, *, every: bool) -> None:
-    """A row a text: aligned for a person, tab-separated for a program."""
+    """A row an input: aligned for a person, tab-separated for a program: the answer, then what was asked."""
     person, some = sys.stdout.isatty(), False
     table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-    for _, text, answer in rows:
+    for _, given, answer in rows:
         some = True
-        label = _label(answer)
-        chances = answer["probabilities"] or {} if every else {}
+        texts = list(_named(given).values())
+        shown = {key: value for key, value in answer.items() if key != "probabilities"}
+        chances = answer.get("probabilities") or {} if every else {}
         if person:
-            _print_aligned(label, answer.get("probability"), text, chances)
+            _print_aligned(shown, " | ".join(texts), chances)
         else:
-            table.writerow([label, answer.get("probability", ""), text, *chances.values()])
+            cells = list(map(cell, shown.values()))
+            blank = [""] if "labels" in shown else []  # beside one label stands its probability
+            table.writerow([*cells, *blank, *texts, *chances.values()])
     if not some:
         raise DataError("there was no text to answer; a text in each line was expected.")
 
 
-def _print_aligned(label: str, chance: float | None, text: str, chances: Mapping[str, float]) -> None:
+def _print_aligned(answer: Mapping[str, Any], text: str, chances: Mapping[str, float]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, emoji=False)
-    share = "" if chance is None else f"{100 * chance:5.1f} %"
-    line = Text.assemble((f"{label:<14}", "bold"), f" {share:>7}  ", (" ".join(text.split()), "dim"))
+    first, *others = answer.items()
+    line = Text.assemble((f"{cell(first[1])!s:<14}", "bold"), " ")
+    for key, value in others:
+        percent = key == "probability" and value is not None
+        line.append(f"{100 * value:5.1f} %" if percent else f"{cell(value)}", "" if percent else "cyan")
+        line.append(" ")
+    line.append(" " + " ".join(text.split()), "dim")
     console.print(line, no_wrap=True, overflow="ellipsis")
     for name, value in sorted(chances.items(), key=lambda pair: -pair[1]):
         console.print(f"  {name:<20} {100 * value:5.1f} %", style="dim", markup=False)
 
 
-def _label(answer: Mapping[str, Any]) -> str:
-    """The label of an answer, or its labels, as a cell."""
-    if "labels" in answer:
-        return "|".join(map(str, answer["labels"] or ()))
-    return "" if answer["label"] is None else str(answer["label"])
+def cell(value: Any) -> Any:
+    """A value of an answer as a cell."""
+    from veneer.tasks.answering import as_cell
+
+    return as_cell(value)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output, table
-from veneer.cli.flags import BASE, DATA, EXAMPLE_COUNT, OUTPUT
-from veneer.cli.options import nested, with_flags
+from veneer.cli.flags import BASE, DATA, EXAMPLE_COUNT, OUTPUT, RUN, TASK
+from veneer.cli.options import assignments, nested, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,12 +24,13 @@ $ veneer preview messages.csv
 $ veneer preview example --examples 10
 $ veneer preview sms-spam --variant balanced --base openai-community/gpt2
 """
+SET = next(flag for flag in RUN if flag.name == "set")
 _BAR = 30  # columns of the longest bar
 _MOST_TOKENS = 60  # of an example that are shown
 _MOST_LABELS = 20
 
 
-@with_flags(*DATA, *BASE, EXAMPLE_COUNT, *OUTPUT)
+@with_flags(TASK, *DATA, *BASE, EXAMPLE_COUNT, SET, *OUTPUT)
 def preview(
     source: Annotated[
         str, typer.Argument(help="A file, a named source, or a data set of the hub.", show_default=False)
@@ -41,7 +42,7 @@ def preview(
     Labels, lengths, cuts and repeats; only the tokenizer and the configuration of the base are loaded.
     """
     output = Output(json=settings["json"], quiet=settings["quiet"])
-    given = nested((*DATA, *BASE), settings)
+    given = merged_flags(settings)
     with output.working():
         from veneer.data.config import DataConfig
         from veneer.models.locate import DEFAULT_BASE
@@ -50,11 +51,26 @@ def preview(
         config = DataConfig.parse(given.get("data", {}) | {"source": source}, where="the command line")
         base = given.get("base", DEFAULT_BASE)
         shown = 5 if settings["examples"] is None else settings["examples"]
-        found = preview_source(config, base, max_length=given.get("max_length"), examples=shown)
+        seen = preview_source(
+            config,
+            base,
+            task=given.get("task", "auto"),
+            options=given.get("options"),
+            max_length=given.get("max_length"),
+            examples=shown,
+        )
+        found = seen.preview
         output.choices(found.choices)
         for warning in found.warnings:
             output.warn(warning)
-    output.result(_as_json(source, base, found), lambda console: _show(console, found))
+    output.result({"task": seen.task, **_as_json(source, base, found)}, lambda console: _show(console, found))
+
+
+def merged_flags(settings: dict[str, Any]) -> dict[str, Any]:
+    """--set, then the flags, as keys of a training configuration; those of training itself are not read here."""
+    from veneer.training.config import merged
+
+    return merged(assignments(settings["set"] or ()), nested((TASK, *DATA, *BASE), settings))
 
 
 def _as_json(source: str, base: str, found: Preview) -> dict[str, Any]:
@@ -82,7 +98,8 @@ def _text_as_json(text: PreviewText) -> dict[str, Any]:
 
 def _show(console: Console, found: Preview) -> None:
     console.print()
-    console.print(_label_table(found))
+    if any(found.label_counts.values()):
+        console.print(_label_table(found))
     console.print("\ntokens of a training text, special tokens included", style="dim")
     for low, bound, n in _bins(found.histogram):
         most = max(n for _, n in found.histogram)

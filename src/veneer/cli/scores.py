@@ -10,23 +10,25 @@ from veneer.cli.console import table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from veneer.evaluation.scores import Scores
+    from veneer.evaluation.scores import Score, Scores
 
 __all__ = ["confusion_table", "label_table", "scores_table"]
 
-_SHOWN = ("accuracy", "macro_f1")
+_SHOWN = 2  # figures of a row
 _MOST_LABELS = 12  # of a confusion matrix that is shown whole
 
 
 def scores_table(rows: Sequence[tuple[str, Scores]]) -> Table:
-    """Accuracy and macro-F1 with their intervals, a row for each of what was measured."""
+    """The first figures with their intervals, a row for each of what was measured."""
     from rich.text import Text
 
-    names = [name for key in _SHOWN for name in (_name(rows, key), "95 % interval")]
-    found = table("", "texts", *names, numbers=(1, 2, 3, 4, 5))
+    first = rows[0][1]
+    keys = [score.key for score in first.scores[:_SHOWN]]
+    names = [name for score in first.scores[:_SHOWN] for name in (_name(score), "95 % interval")]
+    found = table("", first.unit, *names, numbers=range(1, 2 + len(names)))
     for place, (what, scores) in enumerate(rows):
         cells = []
-        for key in _SHOWN:
+        for key in keys:
             score = scores.get(key)
             cells += [score.text, score.interval_text] if score else ["", ""]
         style = "bold" if place == 0 else ""
@@ -34,9 +36,10 @@ def scores_table(rows: Sequence[tuple[str, Scores]]) -> Table:
     return found
 
 
-def _name(rows: Sequence[tuple[str, Scores]], key: str) -> str:
-    score = next((found for _, scores in rows if (found := scores.get(key))), None)
-    return score.name.lower().replace("f1", "F1") if score else key
+def _name(score: Score) -> str:
+    """Within a line: "Macro-F1" is "macro-F1", "RMSE" stays."""
+    name = score.name
+    return name[:1].lower() + name[1:] if name[1:2].islower() else name
 
 
 def label_table(per_label: Sequence[Any]) -> Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output
-from veneer.cli.flags import ADAPTER, BASE, DATA, OUTPUT, RUN, TRAINING
+from veneer.cli.flags import ADAPTER, BASE, DATA, OUTPUT, RUN, TASK, TRAINING
 from veneer.cli.options import Flag, assignments, nested, with_flags
 from veneer.cli.scores import scores_table
 
@@ -32,7 +32,7 @@ $ veneer train --config adapters/spam/config.yaml --epochs 8 --fresh
 DRY_RUN = Flag("dry-run", None, bool, "Say how long it takes and how much memory; write nothing.", "Training")
 
 
-@with_flags(*DATA, *BASE, *ADAPTER, *TRAINING, DRY_RUN, *RUN, *OUTPUT)
+@with_flags(TASK, *DATA, *BASE, *ADAPTER, *TRAINING, DRY_RUN, *RUN, *OUTPUT)
 def train(
     source: Annotated[
         str | None,
@@ -72,7 +72,9 @@ def configuration(source: str | None, settings: Mapping[str, Any]) -> TrainConfi
     """The command line as a configuration: the file, then --set, then the flags."""
     from veneer.training.config import TrainConfig, merged
 
-    given = merged(assignments(settings["set"] or ()), nested((*DATA, *BASE, *ADAPTER, *TRAINING), settings))
+    given = merged(
+        assignments(settings["set"] or ()), nested((TASK, *DATA, *BASE, *ADAPTER, *TRAINING), settings)
+    )
     if source is not None:
         given = merged(given, {"data": {"source": source}})
     if settings["config"] is not None:
@@ -135,6 +137,16 @@ def show(console: Console, done: Finished) -> None:
         f"\ntook     {took} ({rates})\n"
         f"adapter  {done.path} ({bytes_text(done.folder.size_bytes)})\n"
         f"report   open {done.path / 'report.html'}\n"
-        f'next     veneer predict {done.path} "a text of yours"',
+        f"next     {_next(done)}",
         soft_wrap=True,  # a path is not broken into two
     )
+
+
+def _next(done: Finished) -> str:
+    """A command that tries the adapter."""
+    from veneer.tasks.registry import task_from_facts
+
+    task = task_from_facts(done.facts.task, done.facts.task_facts)
+    second = {"text_pair": ' --pair "another"', "context": ' --context "a text that answers it"'}
+    first = "a text of yours" if task.inputs[0] == "text" else f"a {task.inputs[0]} of yours"
+    return f'veneer predict {done.path} "{first}"{"".join(second.get(name, "") for name in task.inputs[1:])}'

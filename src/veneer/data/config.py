@@ -25,6 +25,7 @@ class DataConfig(StrictModel):
     text_column          the column to read
     text_pair_column     a second text, for tasks on pairs
     label_column         the column to predict
+    columns              further columns by what they hold, for tasks on other tables, such as {"question": "q"}
     label_separator      what stands between the labels where a cell holds several, such as "," or "|"
     multi_label          whether a text may have several labels
     format, delimiter, encoding, header, quoting    how the file is written (see `TableOptions`)
@@ -44,6 +45,7 @@ class DataConfig(StrictModel):
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
+    columns: dict[str, str] = pydantic.Field(default_factory=dict)
     label_separator: str | None = pydantic.Field(default=None, min_length=1)
     multi_label: bool | None = None
     format: Literal["csv", "tsv", "json", "jsonl", "parquet", "conll"] | None = None

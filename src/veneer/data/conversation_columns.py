@@ -57,6 +57,12 @@ class ConversationColumns:
     form: ConversationForm
     names: Mapping[str, str]
 
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """The roles as they are spoken: system, instruction, input, output."""
+        order = ("system", "instruction", "input", "output", "prompt", "completion", "messages", "text")
+        return tuple(role for role in order if role in self.names)
+
 
 def conversation_form(columns: Sequence[str], kinds: Mapping[str, str]) -> ConversationForm | None:
     """The form that column names show without doubt; None for all others. A single text is never without doubt."""

@@ -20,7 +20,15 @@ from veneer.data.hashing import UInts, fingerprints
 from veneer.data.tables import Table
 from veneer.errors import DataError
 
-__all__ = ["Conversation", "Conversations", "Turn", "conversation_of", "messages_of", "read_conversations"]
+__all__ = [
+    "Conversation",
+    "Conversations",
+    "Turn",
+    "conversation_of",
+    "conversation_or_prompt",
+    "messages_of",
+    "read_conversations",
+]
 
 _MOST_FAULTS = 5
 _SPEAKERS = {
@@ -88,6 +96,16 @@ class Conversations:
         """Some of them, by their places here."""
         return replace(self, name=name or self.name, rows=self.rows[places], prints=self.prints[places])
 
+    def content(self, place: int) -> str:
+        """All of an example as one text."""
+        return _print_of(self[place])
+
+    def cells(self, place: int) -> dict[str, str]:
+        """What stands in the columns of a row, by role; nothing for an empty cell."""
+        row = self.rows[[place]]
+        found = {role: self.table.take(name, row)[0] for role, name in self.columns.names.items()}
+        return {role: cell for role, cell in found.items() if cell}
+
     def iterate(self, places: NDArray[np.int64], size: int = 1024) -> Iterator[Conversation]:
         """Conversations by their places, read from the table `size` at a time."""
         roles = tuple(self.columns.names)
@@ -98,12 +116,12 @@ class Conversations:
                 yield conversation_of(self.columns.form, dict(zip(roles, values, strict=True)))
 
 
-class _EmptyError(Exception):
-    """There is nothing to learn from: no question, or no answer (`what`)."""
+class _EmptyError(ValueError):
+    """There is nothing to learn from: no text that asks, or no answer (`what`)."""
 
     def __init__(self, what: str) -> None:
         self.what = what
-        super().__init__(what)
+        super().__init__(f"there is no {what} in it")
 
 
 def read_conversations(
@@ -156,6 +174,34 @@ def read_conversations(
     ):
         notes.add(key, n)
     return Conversations(name, table, columns, np.array(kept, np.int64), fingerprints([texts]))
+
+
+def conversation_or_prompt(cells: Mapping[str, str]) -> tuple[Conversation, bool]:
+    """Texts by their roles, as a conversation, and whether it ends with an answer; else it ends with what is asked.
+
+    >>> conversation_or_prompt({"prompt": "Hello"})
+    (Conversation(turns=(Turn(role='user', content='Hello', input=''),), text=None), False)
+
+    Raises:
+        ValueError: they are no conversation; the message says why.
+    """
+    forms = {"text": "text", "messages": "messages", "instruction": "output", "prompt": "completion"}
+    asked = next((role for role in forms if role in cells), None)
+    if asked is None:
+        raise ValueError(
+            f"it has {', '.join(cells) or 'nothing'}; expected prompt, instruction (and input), messages or text"
+        )
+    if asked == "text" or (forms[asked] in cells and asked != "messages"):
+        return conversation_of(asked, cells), True
+    if asked != "messages":
+        turns = _asked_and_answered(asked, dict(cells) | {forms[asked]: "-"})[:-1]
+    else:
+        turns = messages_of(cells["messages"])
+        if turns and turns[-1].role == "assistant":
+            return conversation_of("messages", cells), True
+    if not any(turn.content.strip() or turn.input.strip() for turn in turns if turn.role == "user"):
+        raise _EmptyError("text")
+    return Conversation(tuple(turns)), False
 
 
 def conversation_of(form: str, cells: Mapping[str, str | None]) -> Conversation:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from veneer.errors import DataError
 __all__ = ["EntityRows", "Sentence", "read_entities"]
 
 _MOST_FAULTS = 5
+_BLOCK = 1024  # rows whose texts are read at once
 
 
 @dataclass(frozen=True)
@@ -71,25 +72,30 @@ class EntityRows:
     labels: tuple[str, ...]
     tags: Ragged
     prints: UInts
+    _kept: dict[int, list[str | None]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: int) -> Sentence:
-        """One row."""
-        (cell,) = self.table.take(self.columns.text, self.rows[[place]])
-        return self._sentence(cell, place)
+        """One row; reading them in their order is the fast way."""
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"row {place} of {len(self)}")
+        place %= len(self)
+        text, words = _words(self._cell(place), self.columns, self.rule)
+        return Sentence(text, words, self.tags[place])
 
     def __iter__(self) -> Iterator[Sentence]:
-        """The rows in order, a few thousand read at a time."""
-        for start in range(0, len(self), 4096):
-            cells = self.table.take(self.columns.text, self.rows[start : start + 4096])
-            for place, cell in enumerate(cells, start=start):
-                yield self._sentence(cell, place)
+        """The rows in order."""
+        return (self[place] for place in range(len(self)))
 
-    def _sentence(self, cell: str | None, place: int) -> Sentence:
-        text, words = _words(cell, self.columns, self.rule)
-        return Sentence(text, words, self.tags[place])
+    def _cell(self, place: int) -> str | None:
+        """The text's cell; its neighbours are kept for the next ones."""
+        start = place // _BLOCK * _BLOCK
+        if start not in self._kept:
+            self._kept.clear()
+            self._kept[start] = self.table.take(self.columns.text, self.rows[start : start + _BLOCK])
+        return self._kept[start][place - start]
 
     def select(self, places: NDArray[np.int64], name: str | None = None) -> EntityRows:
         """Some of the rows, by their places."""
@@ -99,7 +105,13 @@ class EntityRows:
             rows=self.rows[places],
             tags=self.tags[places],
             prints=self.prints[places],
+            _kept={},
         )
+
+    def content(self, place: int) -> str:
+        """A row with its tags, as one text."""
+        row = self[place]
+        return json.dumps([row.text, row.words, [self.labels[tag] for tag in row.tags.tolist()]])
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -110,6 +122,15 @@ class EntityRows:
         """How many entities of each type the rows hold."""
         begins = Counter(self.tags.values.tolist())
         return {label[2:]: begins[n] for n, label in enumerate(self.labels) if label.startswith("B-")}
+
+    def entities(self) -> list[list[Entity]]:
+        """The entities of each row, as words of it."""
+        names = np.array(self.labels, dtype=object)[self.tags.values]
+        bounds = self.tags.offsets
+        return [
+            entities_of(names[bounds[n] : bounds[n + 1]].tolist(), "BIO") if self.tags[n].any() else []
+            for n in range(len(self))
+        ]
 
     def tokens(self, place: int) -> list[str]:
         """The words of a row."""

@@ -14,10 +14,10 @@ import numpy as np
 
 from veneer.data.choices import Choice
 from veneer.data.spans import SPAN_COLUMNS
-from veneer.data.tables import Table
+from veneer.data.tables import Stream, Table
 from veneer.errors import DataError, nearest
 
-__all__ = ["EntityColumns", "EntityForm", "find_entity_columns", "seems_entities"]
+__all__ = ["EntityColumns", "EntityForm", "find_entity_columns", "seems_entities", "tokens_column"]
 
 EntityForm = Literal["tags", "spans"]
 
@@ -43,6 +43,8 @@ def seems_entities(table: Table) -> str | None:
     if found is None:
         return None
     text, label = found
+    if shapes[label] != "spans" and not _as_long(table, text, label):
+        return None
     if shapes[label] == "spans":
         return f"{label!r} marks spans of {text!r}"
     return f"{text!r} and {label!r} are lists, a tag for each token"
@@ -80,6 +82,18 @@ def find_entity_columns(
     choices = [Choice("text column", columns.text, "its name and its cells")] if text is None else []
     choices += [Choice("label column", columns.label, f"it {how}")] if label is None else []
     return columns, choices
+
+
+def tokens_column(stream: Stream, given: str | None = None) -> str | None:
+    """The column of lists of tokens of a file to answer, None where it has none; reads the stream's first rows."""
+    import pyarrow as pa
+
+    first = next((batch for batch in stream.batches if batch.num_rows), None)
+    if first is None or (given is not None and given not in stream.columns):
+        return None
+    table = Table(stream.path, pa.Table.from_batches([first]), stream.kinds)
+    lists = [c for c in ([given] if given is not None else table.columns) if _shape(table, c) == "tags"]
+    return next(iter(_by_name(lists, _TOKEN_NAMES)), None)
 
 
 Shapes = dict[str, str]
@@ -128,6 +142,13 @@ def _shape(table: Table, column: str) -> str:
         return "text" if kind in ("string", "text") else "other"
     shapes.discard("empty")
     return shapes.pop() if len(shapes) == 1 else ("other" if shapes else "empty")
+
+
+def _as_long(table: Table, text: str, label: str) -> bool:
+    """Whether the first rows have as many tags as tokens."""
+    rows = np.arange(min(len(table), _FIRST_ROWS), dtype=np.int64)
+    pairs = zip(table.take(text, rows), table.take(label, rows), strict=True)
+    return all(len(json.loads(a or "[]")) == len(json.loads(b or "[]")) for a, b in pairs)
 
 
 def _list_shape(cell: str) -> str:

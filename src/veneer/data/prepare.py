@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +20,23 @@ from veneer.data.download import Progress
 from veneer.data.hashing import group_equal
 from veneer.data.infer import column_facts, infer_task
 from veneer.data.labels import LabelSet, count_labels
+from veneer.data.numbers import strata_of_numbers
 from veneer.data.repeats import count_fixed_overlap, count_repeats, remove_overlap
-from veneer.data.rows import Columns, LabelForm, LabelledRows, Split, choose_columns, label_rows
-from veneer.data.sources import Loaded, load_own, load_source
+from veneer.data.rows import Columns, LabelForm, LabelledRows, Labels, Split, choose_columns, label_rows
+from veneer.data.sources import Loaded, Source, load_own
 from veneer.data.split import Parts, sample_rows, split_rows, strata_of_multi_hot
 from veneer.data.tables import Table
 from veneer.data.used_labels import check_trained, keep_used_labels, per_label
 from veneer.errors import DataError
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "task_of_labels"]
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Everything that training and evaluation need to know of the data.
 
-    label_set      the labels, in the order of their ids; `labels` are their names
+    label_set      the labels, in the order of their ids; `labels` are their names; none where the target is a number
     columns, form  what was read, to read further files in the same way
     choices        what was inferred, each with its reason
     warnings       what a person should look at, each a sentence
@@ -71,7 +73,9 @@ class Prepared:
         return self.train, self.validation, self.test
 
     def label_counts(self, split: Split) -> dict[str, int]:
-        """How many texts of a split have each label."""
+        """How many texts of a split have each label; {} where the target is a number."""
+        if self.form.number:
+            return {}
         numbers = per_label(split.labels, len(self.labels))
         return dict(zip(self.labels, numbers.tolist(), strict=True))
 
@@ -81,6 +85,7 @@ class Prepared:
             "source": self.source,
             "content_hash": self.content_hash,
             "text_column": self.columns.text,
+            "text_pair_column": self.columns.pair,
             "label_column": self.columns.label,
             "multi_label": self.multi_label,
             "label_separator": self.form.separator,
@@ -93,19 +98,31 @@ class Prepared:
         }
 
 
-def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared:
+def prepare(
+    config: DataConfig,
+    *,
+    progress: Progress | None = None,
+    target: Literal["labels", "numbers"] | None = None,
+    source: Source | None = None,
+) -> Prepared:
     """Read, choose columns, encode labels, clean, find repeats, split.
 
-    `progress` is called while a named source is downloaded. Raises `DataError`, `SourceError`,
-    `ConfigError` or `MissingExtraError`; each names what to change.
+    Args:
+        config: what to read.
+        progress: told of downloads of a named source.
+        target: what the label column holds; None: inferred.
+        source: the source of `config`, where some of it was read before.
+
+    Raises:
+        DataError, SourceError, ConfigError, MissingExtraError: each names what to change.
     """
-    loaded = load_source(config, progress)
+    loaded = (source or Source(config, progress)).loaded
     own = {
         "validation": load_own(config.validation, config) if config.validation else loaded.validation,
         "test": load_own(config.test, config) if config.test else loaded.test,
     }
     notes = Notes([*loaded.table.choices, *loaded.choices], [*loaded.table.warnings, *loaded.warnings])
-    columns, label_set, form = _read_labels(config, loaded, notes)
+    columns, label_set, form = _read_labels(config, loaded, notes, target)
     main = _labelled(config, loaded.table, columns, label_set, form, notes)
     others = {
         name: _labelled(config, table, _columns_of(table, columns), label_set, form, notes)
@@ -116,13 +133,17 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
         fixed_rows = np.concatenate([loaded.fixed.train, loaded.fixed.validation, loaded.fixed.test])
         main.keep &= np.isin(np.arange(len(main.table)), fixed_rows)
     _sample(config, main, notes)
-    label_set = keep_used_labels(main, others, label_set, notes)
+    if form.number:
+        _check_numbers(main)
+    else:
+        label_set = keep_used_labels(main, others, label_set, notes)
     parts = _divide(config, loaded.fixed, main, others, notes)
     train, validation, test = (
         others[name].split(name, others[name].kept) if name in others else main.split(name, rows)
         for name, rows in (("train", parts.train), ("validation", parts.validation), ("test", parts.test))
     )
-    check_trained(train, (validation, test), label_set, notes)
+    if not form.number:
+        check_trained(train, (validation, test), label_set, notes)
     for name, what in (("empty_texts", "an empty text"), ("missing_labels", "no label")):
         if n := notes.counts[name]:
             notes.warnings.append(f"{counted(n, 'row')} with {what} left out.")
@@ -132,24 +153,41 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
     )  # fmt: skip
 
 
-def _read_labels(config: DataConfig, loaded: Loaded, notes: Notes) -> tuple[Columns, LabelSet, LabelForm]:
+def _read_labels(
+    config: DataConfig, loaded: Loaded, notes: Notes, target: str | None
+) -> tuple[Columns, LabelSet, LabelForm]:
     table = loaded.table
     text, label = config.text_column or loaded.text_column, config.label_column or loaded.label_column
     columns, choices = choose_columns(table, text, label, config.text_pair_column)
     notes.choices += choices
-    sample = table.take(columns.label, np.arange(min(len(table), 10_000), dtype=np.int64))
-    facts = column_facts(table, columns.label)
-    task, separator = infer_task(facts, sample, config.multi_label, config.label_separator)
+    task, separator = task_of_labels(table, columns.label, config)
+    regression = task.value == "regression"
+    if target is not None and regression != (target == "numbers"):
+        task = Choice("task", "regression" if target == "numbers" else "classification", "asked for")
+        separator, regression = None, target == "numbers"
     notes.choices.append(task)
-    if task.value == "regression":
-        raise DataError(
-            f"{table.path}: {task.reason}, so the task looks like regression, which is not available yet. "
-            "Give a column of labels with --label-column, or write the numbers as a few classes."
-        )
+    if regression:
+        return columns, LabelSet((), "number"), LabelForm(number=True)
     form = LabelForm(task.value == "multi-label", separator)
-    found = count_labels(table.cells(columns.label), facts.kind, form.multi, separator)
+    kind = table.kinds.get(columns.label, "text")
+    found = count_labels(table.cells(columns.label), kind, form.multi, separator)
     notes.warnings += found.warnings()
     return columns, found.label_set(f"{table.path}, column {columns.label!r}"), form
+
+
+def task_of_labels(table: Table, column: str, config: DataConfig) -> tuple[Choice, str | None]:
+    """What a label column asks for, with the reason, and the separator of several labels in a cell."""
+    sample = table.take(column, np.arange(min(len(table), 10_000), dtype=np.int64))
+    return infer_task(column_facts(table, column), sample, config.multi_label, config.label_separator)
+
+
+def _check_numbers(main: LabelledRows) -> None:
+    values = main.labels[main.kept]
+    if not len(values) or values.min() == values.max():
+        only = f"only the number {values[0]:g}" if len(values) else "no number at all"
+        raise DataError(
+            f"{main.table.path}, column {main.columns.label!r} holds {only}; there is nothing to learn from it."
+        )
 
 
 def _columns_of(table: Table, train: Columns) -> Columns:
@@ -247,7 +285,9 @@ def _check_sizes(main: LabelledRows, n_texts: int, parts: Parts, fractions: Mapp
             )
 
 
-def _strata(labels: NDArray[np.int64] | NDArray[np.uint8]) -> NDArray[np.int64]:
+def _strata(labels: Labels) -> NDArray[np.int64]:
+    if labels.dtype == np.float64:
+        return strata_of_numbers(labels.astype(np.float64, copy=False))
     if labels.ndim == 1:
         return labels.astype(np.int64, copy=False)
     return strata_of_multi_hot(labels.astype(np.uint8, copy=False))
@@ -262,7 +302,7 @@ def _content_hash(splits: tuple[Split, ...], labels: LabelSet) -> str:
                 for text in split.table.take(column, split.rows[start : start + 4096]):
                     raw = (text or "").encode("utf-8", "surrogatepass")
                     digest.update(len(raw).to_bytes(8, "little") + raw)
-        digest.update(
-            np.ascontiguousarray(split.labels).astype("<i8" if split.labels.ndim == 1 else "u1").tobytes()
-        )
+        number = split.labels.dtype == np.float64
+        written = "<f8" if number else "<i8" if split.labels.ndim == 1 else "u1"
+        digest.update(np.ascontiguousarray(split.labels).astype(written).tobytes())
     return digest.hexdigest()

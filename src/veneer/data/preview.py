@@ -1,22 +1,23 @@
 """What a model will read, before it reads it: label counts, lengths, cuts, repeats, and examples token by token.
 
-Plain data; showing it is the command line's and the report's. The tokenizer comes in as two functions.
+Plain data; showing it is the command line's and the report's. The tokenizer comes in as two functions, so that an
+example may be anything that has tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veneer.data.choices import Choice
-from veneer.data.prepare import Prepared
-from veneer.data.rows import Split
-from veneer.data.tokens import EncodeBatch, LengthStats, length_stats
+from veneer.data.prepared import PreparedData
+from veneer.data.tokens import LengthStats, length_stats
 
-__all__ = ["Preview", "PreviewText", "ShowTokens", "ShownToken", "preview"]
+__all__ = ["Preview", "PreviewText", "ShowTokens", "ShownToken", "preview", "varied"]
 
 MOST_TEXTS = 20_000
 """Lengths are measured on at most so many texts of each split, taken evenly."""
@@ -30,12 +31,14 @@ class ShownToken:
     special  whether it was put there by the tokenizer or the template
     read     whether the model gets it, or it is cut off
     target   whether the loss reads it
+    tag      what it is to be told as, where each token has a label of its own
     """
 
     text: str
     special: bool = False
     read: bool = True
     target: bool = False
+    tag: str = ""
 
 
 ShowTokens = Callable[[str], Sequence[ShownToken]]
@@ -80,27 +83,30 @@ class Preview:
 
 
 def preview(
-    prepared: Prepared,
-    encode_batch: EncodeBatch,
-    show: ShowTokens,
+    prepared: PreparedData,
+    lengths_of: Callable[[Any], NDArray[np.int32]],
+    show: Callable[[Any, int], PreviewText],
     *,
     max_length: int | None = None,
     n: int = 5,
 ) -> Preview:
-    """Measure and show: `n` training examples of as many labels as there are, the shortest and the
-    longest.
+    """Measure and show: `n` training examples of as many labels as there are, the shortest and the longest.
+
+    Args:
+        prepared: the rows.
+        lengths_of: rows -> (N,) tokens of each example before any cut.
+        show: rows and a place in them -> the example as the model reads it.
+        max_length: tokens that are read.
+        n: examples to show.
     """
     lengths: dict[str, NDArray[np.int32]] = {}
     places: dict[str, NDArray[np.int64]] = {}
     for split in prepared.splits:
         places[split.name] = _evenly(len(split), MOST_TEXTS)
-        lengths[split.name] = _lengths(split.select(places[split.name]), encode_batch)
+        rows = split.select(places[split.name])
+        lengths[split.name] = lengths_of(rows) if len(rows) else np.zeros(0, np.int32)
     limit = max_length if max_length is not None else np.iinfo(np.int32).max
-    own, at = lengths["train"], places["train"]
-
-    def shown(place: int) -> PreviewText:
-        return _shown(prepared, prepared.train, place, show)
-
+    own, at, train = lengths["train"], places["train"], prepared.train
     return Preview(
         label_counts={split.name: prepared.label_counts(split) for split in prepared.splits},
         lengths={name: length_stats(values) for name, values in lengths.items()},
@@ -111,19 +117,14 @@ def preview(
         counts=prepared.counts,
         choices=prepared.choices,
         warnings=prepared.warnings,
-        examples=tuple(shown(place) for place in _varied(prepared.train, n)),
-        shortest=shown(int(at[own.argmin()])) if len(own) else None,
-        longest=shown(int(at[own.argmax()])) if len(own) else None,
+        examples=tuple(show(train, place) for place in varied(train, n)),
+        shortest=show(train, int(at[own.argmin()])) if len(own) else None,
+        longest=show(train, int(at[own.argmax()])) if len(own) else None,
     )
 
 
 def _evenly(n: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)) if n else np.zeros(0, np.int64)
-
-
-def _lengths(split: Split, encode_batch: EncodeBatch) -> NDArray[np.int32]:
-    found = [len(row) for texts, _ in split.batches(1024) for row in encode_batch(texts)]
-    return np.array(found, np.int32)
 
 
 def _histogram(lengths: NDArray[np.int32], bins: int = 12) -> tuple[tuple[int, int], ...]:
@@ -135,19 +136,15 @@ def _histogram(lengths: NDArray[np.int32], bins: int = 12) -> tuple[tuple[int, i
     return tuple(((place + 1) * width, int(count)) for place, count in enumerate(counts))
 
 
-def _varied(split: Split, n: int) -> list[int]:
-    """The first text of each label in turn, until there are `n`."""
-    labels = split.labels if split.labels.ndim == 1 else split.labels.argmax(axis=1)
+def varied(rows: Any, n: int) -> list[int]:
+    """Places of `n` examples: the first of each label in turn; the first ones where there are no labels."""
+    labels = getattr(rows, "labels", None)
+    if labels is None or labels.dtype == np.float64:
+        return list(range(min(n, len(rows))))
+    labels = labels if labels.ndim == 1 else labels.argmax(axis=1)
     rank = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
         rank[mine] = np.arange(len(mine))
-    return np.argsort(rank, kind="stable")[:n].tolist()
-
-
-def _shown(prepared: Prepared, split: Split, place: int, show: ShowTokens) -> PreviewText:
-    text = split[place]
-    tokens = tuple(show(text))
-    numbers = [int(split.labels[place])] if split.labels.ndim == 1 else np.flatnonzero(split.labels[place])
-    labels = tuple(prepared.labels[number] for number in numbers)
-    return PreviewText(split.name, place, labels, len(tokens), text, tokens)
+    found: list[int] = np.argsort(rank, kind="stable")[:n].tolist()
+    return found

@@ -6,6 +6,7 @@ knows tables and characters, and no token.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -74,6 +75,11 @@ class Questions:
         return replace(
             self, name=name or self.name, rows=self.rows[places], answers=chosen, prints=self.prints[places]
         )
+
+    def content(self, place: int) -> str:
+        """All of a question as one text, for a hash."""
+        one = self[place]
+        return json.dumps([one.context, one.question, [[gold.text, gold.start] for gold in one.answers]])
 
     def __getitem__(self, place: int) -> Question:
         return next(self.iterate(np.array([place % len(self)], np.int64)))

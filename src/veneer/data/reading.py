@@ -1,73 +1,131 @@
 """Texts for a model that is already trained: a file to answer row by row, and a labelled file to measure on.
 
-`read_texts` streams, so that a file of any size can be answered; nothing here infers labels.
+`read_inputs` streams, so that a file of any size can be answered; nothing here infers labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from veneer.data.choices import Notes
+from veneer.data.choices import Choice, Notes
 from veneer.data.infer import find_text_column
 from veneer.data.labels import LabelSet
+from veneer.data.pairs import find_pair
 from veneer.data.rows import LabelForm, Split, choose_columns, label_rows
 from veneer.data.tables import Stream, Table, TableOptions, open_stream, read_table
 from veneer.errors import DataError
 
-__all__ = ["TextStream", "labelled", "read_texts"]
+__all__ = ["TextStream", "labelled", "read_inputs", "read_texts"]
 
 
-class TextStream(Iterator[tuple[dict[str, Any], str]]):
-    """(row, text) for each row of a file: the row with all its columns, and the text in it ("" where
-    missing).
+class TextStream(Iterator[tuple[dict[str, Any], "str | Mapping[str, str]"]]):
+    """(row, input) for each row of a file: the row with all its columns, and what is read of it: the text in it (""
+    where missing), or several texts by name.
 
     columns       the names of the columns, in the file's order
     kinds         column -> what its cells are (see `Stream`)
-    text_column   which of them is read
+    read          input -> the column it is read from
     choices       what was inferred
     """
 
-    def __init__(self, stream: Stream, text_column: str | None) -> None:
+    def __init__(
+        self, stream: Stream, names: Sequence[str], given: Mapping[str, str], known: Mapping[str, str]
+    ) -> None:
         import pyarrow as pa
 
         first = next((batch for batch in stream.batches if batch.num_rows), None)
         if first is None:
             raise DataError(f"{stream.path} holds no rows; a text in each row was expected.")
         self.columns, self.kinds = stream.columns, stream.kinds
-        choices = list(stream.choices)
-        if text_column is None and len(stream.columns) == 1:
-            self.text_column = stream.columns[0]
-        else:
-            top = Table(stream.path, pa.Table.from_batches([first]), stream.kinds)
-            self.text_column, choice = find_text_column(top, text_column)
-            choices += [choice] if choice else []
-        self.choices = tuple(choices)
+        top = Table(stream.path, pa.Table.from_batches([first]), stream.kinds)
+        self.read, found = _columns_to_read(top, tuple(names), given, known)
+        self.choices = (*stream.choices, *found)
         self._rows = self._iterate(first, stream)
 
-    def __next__(self) -> tuple[dict[str, Any], str]:
+    @property
+    def text_column(self) -> str:
+        """The column of the first text."""
+        return next(iter(self.read.values()))
+
+    def __next__(self) -> tuple[dict[str, Any], str | Mapping[str, str]]:
         return next(self._rows)
 
-    def _iterate(self, first: Any, stream: Stream) -> Iterator[tuple[dict[str, Any], str]]:
-        batch = first
+    def _iterate(
+        self, first: Any, stream: Stream
+    ) -> Iterator[tuple[dict[str, Any], str | Mapping[str, str]]]:
+        batch, alone = first, self.text_column if len(self.read) == 1 else None
         while batch is not None:
             for row in batch.to_pylist():
-                yield row, row[self.text_column] or ""
+                if alone is not None:
+                    yield row, row[alone] or ""
+                else:
+                    yield row, {name: row[column] or "" for name, column in self.read.items()}
             batch = next(stream.batches, None)
+
+
+def _columns_to_read(
+    table: Table, names: tuple[str, ...], given: Mapping[str, str], known: Mapping[str, str]
+) -> tuple[dict[str, str], list[Choice]]:
+    """Input -> column: as given, else as trained, else a column of that name, else inferred."""
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise DataError(
+            f"{', '.join(unknown)}: this adapter reads {', '.join(names)} of each row; name columns for those."
+        )
+    if len(names) == 1:
+        if not given and len(table.columns) == 1:
+            return {names[0]: table.columns[0]}, []
+        column, choice = find_text_column(table, given.get(names[0]))
+        return {names[0]: column}, [choice] if choice else []
+    found = {name: find_text_column(table, column)[0] for name, column in given.items()}
+    found |= {name: known[name] for name in names if name not in found and known.get(name) in table.columns}
+    found |= {name: name for name in names if name not in found and name in table.columns}
+    pair = find_pair(table) if names == ("text", "text_pair") and not found else None
+    if pair is not None:
+        return dict(zip(names, pair[:2], strict=True)), [pair[2]]
+    missing = [name for name in names if name not in found]
+    if missing:
+        flags = {"text": "--text-column NAME", "text_pair": "--text-pair-column NAME"}
+        flag = flags.get(missing[0], f"--column {missing[0]}=NAME")
+        raise DataError(
+            f"{table.path}: which column is the {missing[0]}? Columns: {', '.join(table.columns)}. Say which with "
+            f"{flag}."
+        )
+    return {name: found[name] for name in names}, []
+
+
+def read_inputs(
+    path: str | Path,
+    names: Sequence[str] = ("text",),
+    given: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
+    options: TableOptions | None = None,
+) -> TextStream:
+    """The rows of a file with what is to be read of each, streamed. A .txt file is a text a line, without a header.
+
+    Args:
+        path: the file.
+        names: what is read of a row: ("text",), ("text", "text_pair"), ("question", "context").
+        given: input -> column, as a person said; must exist.
+        known: input -> column of training; taken where the file has it.
+        options: how the file is written; None: inferred.
+
+    Raises:
+        DataError: the file can't be read, or it is not clear which column is which.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".txt" and options is None:
+        options = TableOptions(format="csv", delimiter="\x1f", header=False, quoting=False)
+    return TextStream(open_stream(path, options), names, given or {}, known or {})
 
 
 def read_texts(
     path: str | Path, text_column: str | None = None, options: TableOptions | None = None
 ) -> TextStream:
-    """The rows of a file with the text in each, streamed. A .txt file is a text a line, without a header.
-
-    Raises `DataError` for a file that can't be read, and where it is not clear which column is the text.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".txt" and options is None:
-        options = TableOptions(format="csv", delimiter="\x1f", header=False, quoting=False)
-    return TextStream(open_stream(path, options), text_column)
+    """`read_inputs` of one text a row."""
+    return read_inputs(path, ("text",), {"text": text_column} if text_column else None, options=options)
 
 
 def labelled(

@@ -62,7 +62,7 @@ def count_repeats(
     repeats = int((groups.sizes - 1).sum())
     notes.counts["repeated_texts"] = repeats
     labels = main.labels[rows]
-    if labels.ndim == 2:
+    if labels.ndim == 2 or labels.dtype == np.float64:
         labels = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     texts, places = contradictions(groups, labels.astype(np.int64))
     notes.counts["contradictory_texts"] = texts
@@ -71,7 +71,7 @@ def count_repeats(
         notes.choices.append(
             Choice("duplicates", counted(repeats, "row"), f"repeat the text of an earlier row; {treatment}")
         )
-    if texts:
+    if texts and main.labels.dtype != np.float64:  # numbers for one text may well differ a little
         first = main.table.take(main.columns.text, rows[places[:1]])[0] or ""
         notes.warnings.append(
             f"{counted(texts, 'text')} with different labels in different rows, so that some are likely "

@@ -1,4 +1,4 @@
-"""The rows of one table with their labels, and a `Split`: some of those rows, in an order.
+"""The rows of one table with their labels or numbers, and a `Split`: some of those rows, in an order.
 
 It knows tables and label ids, and not how rows came to be in which split.
 """
@@ -16,12 +16,14 @@ from veneer.data.choices import Choice, Notes, counted
 from veneer.data.hashing import UInts, fingerprints
 from veneer.data.infer import find_label_column, find_text_column
 from veneer.data.labels import MISSING, LabelSet, encode_labels, encode_multi_hot
+from veneer.data.numbers import encode_numbers
+from veneer.data.pairs import find_pair
 from veneer.data.tables import Table
 from veneer.errors import DataError
 
 __all__ = ["Columns", "LabelForm", "LabelledRows", "Split", "choose_columns", "label_rows"]
 
-Labels = NDArray[np.int64] | NDArray[np.uint8]
+Labels = NDArray[np.int64] | NDArray[np.uint8] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class LabelForm:
-    """How labels stand in a cell: one, or several with `separator` between them or as a list (None)."""
+    """How labels stand in a cell: one, or several with `separator` between them or as a list (None); or a number."""
 
     multi: bool = False
     separator: str | None = None
+    number: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Split:
 
     name     "train", "validation" or "test"
     rows     (n,) int64: where each stands in its table, counted from 0 without the header
-    labels   (n,) int64 ids; for several labels per text (n, labels) uint8, 1 where it applies
+    labels   (n,) int64 ids; for several labels per text (n, labels) uint8, 1 where it applies; (n,) float64 numbers
     """
 
     name: str
@@ -130,6 +133,11 @@ def choose_columns(
             f"{table.path} was read as a single column ({table.columns[0]}); expected a text and a label in "
             "each row. Check the delimiter (--delimiter), or give a table with both."
         )
+    found = find_pair(table, taken=(label,)) if text is None and pair is None else None
+    if found is not None:
+        text, pair, pair_choice = found
+        label_column, label_choice = find_label_column(table, label, taken=(text, pair))
+        return Columns(text, label_column, pair), [pair_choice, *([label_choice] if label_choice else [])]
     label_column, label_choice = find_label_column(table, label, taken=(text, pair))
     text_column, text_choice = find_text_column(table, text, taken=(label_column, pair))
     if pair is not None:
@@ -154,16 +162,23 @@ def label_rows(
     """
     where, kind = str(table.path), table.kinds.get(columns.label, "text")
     encoded: Labels
-    if form.multi:
+    if form.number:
+        encoded = encode_numbers(table.cells(columns.label), f"{where}, column {columns.label!r}")
+        missing = np.isnan(encoded)
+    elif form.multi:
         encoded, missing = encode_multi_hot(table.cells(columns.label), labels, where, kind, form.separator)
     else:
         encoded = encode_labels(table.cells(columns.label), labels, where)
         missing = encoded == MISSING
     empty = fingerprints(table.cells(columns.text))
     blank = (empty == fingerprints([[""]])[0]).all(axis=1)
-    prints = empty if columns.pair is None else _pair_prints(table, columns.text, columns.pair)
+    prints = empty
+    if columns.pair is not None:
+        prints = _pair_prints(table, columns.text, columns.pair)
+        blank |= (fingerprints(table.cells(columns.pair)) == fingerprints([[""]])[0]).all(axis=1)
     missing &= ~blank
-    _refuse(where, columns.text, "text", blank, on_empty_text, "on_empty_text")
+    read = columns.text if columns.pair is None else f"{columns.text}, {columns.pair}"
+    _refuse(where, read, "text", blank, on_empty_text, "on_empty_text")
     _refuse(where, columns.label, "label", missing, on_missing_label, "on_missing_label")
     for name, n in (("rows", len(table)), ("empty_texts", blank.sum()), ("missing_labels", missing.sum())):
         notes.add(name, n)

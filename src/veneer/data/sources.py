@@ -13,8 +13,9 @@ It knows these sources and no task.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from veneer.data.choices import Choice
 from veneer.data.config import DataConfig
 from veneer.data.download import Progress, PublishedFile, fetch, sha256_of
 from veneer.data.split import Parts
-from veneer.data.tables import Table, TableOptions, read_table
+from veneer.data.tables import Table, TableOptions, open_stream, read_table
 from veneer.errors import ConfigError, DataError, SourceError
 from veneer.files import cache_folder
 
-__all__ = ["NAMED_SOURCES", "SMS_SPAM", "Loaded", "balanced_sms", "load_source"]
+__all__ = ["NAMED_SOURCES", "SMS_SPAM", "Loaded", "Source", "balanced_sms", "load_source"]
 
 SMS_SPAM = PublishedFile(
     name="sms-spam",
@@ -211,3 +212,94 @@ def load_own(path: str, config: DataConfig) -> Table:
     if not len(table):
         raise DataError(f"{path} holds no rows.")
     return table
+
+
+_HEAD_CHARACTERS = 4096
+
+
+class Source:
+    """What a person named, looked into as far as is asked for, and each thing once.
+
+    config      as given
+    progress    told of downloads
+    """
+
+    def __init__(
+        self, config: DataConfig, progress: Progress | None = None, table: Table | None = None
+    ) -> None:
+        self.config, self.progress, self._table = config, progress, table
+
+    @property
+    def path(self) -> Path:
+        """The source as a path, whether there is such a file or not."""
+        return Path(self.config.source)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a local file, and not a named source or a data set of the hub."""
+        return self.path.is_file() and self.config.source not in NAMED_SOURCES
+
+    @property
+    def suffix(self) -> str:
+        """Of a file, in small letters: ".json"."""
+        return self.path.suffix.lower() if self.is_file else ""
+
+    @cached_property
+    def head(self) -> str:
+        """The first characters of a file; "" where it is none, or no text."""
+        if not self.is_file:
+            return ""
+        with self.path.open("rb") as file:
+            raw = file.read(4 * _HEAD_CHARACTERS)
+        if b"\0" in raw:
+            return ""
+        return raw.decode(self.config.encoding or "utf-8", errors="replace").lstrip("\ufeff")[
+            :_HEAD_CHARACTERS
+        ]
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The whole of it as tables. Raises what `load_source` raises."""
+        if self._table is not None:
+            return Loaded(self._table)
+        return load_source(self.config, self.progress)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns; () where it is no table."""
+        try:
+            if self.is_file and self._table is None:
+                return open_stream(self.path, self.config.table_options()).columns
+            return self.loaded.table.columns
+        except DataError:
+            return ()
+
+    @cached_property
+    def kinds(self) -> Mapping[str, str]:
+        """Column -> what its cells are (see `Stream`); {} where it is no table."""
+        return self.loaded.table.kinds if self.columns else {}
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What was inferred while the table was read, if it was."""
+        if "loaded" not in vars(self):
+            return ()
+        return (*self.loaded.table.choices, *self.loaded.choices)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was said while the table was read, if it was."""
+        if "loaded" not in vars(self):
+            return ()
+        return (*self.loaded.table.warnings, *self.loaded.warnings)
+
+    def part(self, name: str) -> Source | None:
+        """The validation or test part that was named, or that belongs to a named source or a data set of the hub."""
+        own = {"validation": self.config.validation, "test": self.config.test}[name]
+        if own is not None:
+            alone = {"source": own, "validation": None, "test": None, "variant": None}
+            return Source(self.config.replace(**alone), self.progress)
+        if self.is_file:
+            return None
+        table = {"validation": self.loaded.validation, "test": self.loaded.test}[name]
+        return None if table is None else Source(self.config, self.progress, table)

@@ -19,8 +19,8 @@ from veneer.data.choices import Choice
 from veneer.errors import DataError, nearest
 
 __all__ = [
-    "OUTSIDE", "Entity", "Scheme", "TagScan", "bio_labels", "bio_tags", "broken", "entities_of", "recognise",
-    "scan_tags",
+    "OUTSIDE", "Entity", "Scheme", "TagScan", "bio_labels", "bio_tags", "broken", "entities_of", "is_prefixed",
+    "recognise", "scan_tags",
 ]  # fmt: skip
 
 Entity = tuple[int, int, str]
@@ -154,6 +154,11 @@ def bio_tags(n: int, entities: Iterable[Entity]) -> list[str]:
 def bio_labels(types: Iterable[str]) -> tuple[str, ...]:
     """The labels of the head for these types: "O" first, then B- and I- of each, by name."""
     return (OUTSIDE, *(f"{mark}-{kind}" for kind in sorted(set(types)) for mark in "BI"))
+
+
+def is_prefixed(tag: str) -> bool:
+    """Whether a tag has a prefix such as B-."""
+    return _parts(tag) is not None
 
 
 def _parts(tag: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ __all__ = ["EncodeBatch", "LengthStats", "TokenStore", "length_stats", "tokenize
 
 EncodeBatch = Callable[[list[str]], Sequence[Sequence[int]]]
 """Texts -> the ids of each, special tokens included, nothing cut."""
+
+T = TypeVar("T")
 
 IN_MEMORY_TOKENS = 64_000_000
 Ids = NDArray[Any]  # uint16 or int32
@@ -76,8 +78,8 @@ class TokenStore:
 
 
 def tokenize(
-    texts: Iterable[Sequence[str]],
-    encode_batch: EncodeBatch,
+    texts: Iterable[Sequence[T]],
+    encode_batch: Callable[[list[T]], Sequence[Sequence[int]]],
     *,
     max_length: int | None = None,
     prefix: int = 0,
@@ -85,8 +87,9 @@ def tokenize(
     side: Literal["left", "right"] = "right",
     vocab_size: int | None = None,
 ) -> TokenStore:
-    """Tokenise pieces of texts, such as `(texts for texts, _ in split.batches())`.
+    """Tokenise pieces of texts, such as `(texts for texts, _ in split.batches())`, or of pairs of them.
 
+    encode_batch     texts -> the ids of each, special tokens included, nothing cut
     max_length       tokens that a text may have, special tokens included; None: no limit
     prefix, suffix   how many special tokens stand at either end; they are never cut
     side             where a text that is too long loses tokens

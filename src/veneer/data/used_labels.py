@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from veneer.data.choices import Notes, counted
 from veneer.data.labels import LabelSet
-from veneer.data.rows import LabelledRows, Split
+from veneer.data.rows import LabelledRows, Labels, Split
 from veneer.errors import DataError
 
 __all__ = ["check_trained", "keep_used_labels", "per_label"]
@@ -77,8 +77,8 @@ def _renumber(rows: LabelledRows, alive: NDArray[np.int64], n: int, gone: list[s
         )
 
 
-def per_label(labels: NDArray[np.int64] | NDArray[np.uint8], n: int) -> NDArray[np.int64]:
+def per_label(labels: Labels, n: int) -> NDArray[np.int64]:
     """How many rows have each of `n` labels, from ids (rows,) or multi-hot rows (rows, n)."""
     if labels.ndim == 2:
         return labels.sum(axis=0, dtype=np.int64)
-    return np.bincount(labels, minlength=n).astype(np.int64)
+    return np.bincount(labels.astype(np.int64, copy=False), minlength=n).astype(np.int64)

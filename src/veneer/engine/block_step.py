@@ -26,7 +26,6 @@ from veneer.engine.row_attention import RowAttention
 __all__ = ["BlockStep", "is_plain"]
 
 _aten: Any = torch.ops.aten
-_PRODUCTS = 4
 _NORMS = 4  # weight and bias of two norms stand first among the tensors that may want gradients
 
 
@@ -170,17 +169,14 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: BlockStep, recompute: bool, *_: Tensor) -> Tensor:
         y, kept = step.forward(x)
-        beside = [
-            t for product in step.products for t in (product.A, product.B)
-        ]  # so that changes are noticed
-        ctx.save_for_backward(*beside, *([x] if recompute else kept.flat()))
+        ctx.save_for_backward(*([x] if recompute else kept.flat()))
         ctx.step, ctx.recompute, ctx.needs = step, recompute, ctx.needs_input_grad
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors[2 * _PRODUCTS :]
+        saved = ctx.saved_tensors
         kept = ctx.step.forward(*saved)[1] if ctx.recompute else _Kept.of(saved)
         need_norms = ctx.needs[3 : 3 + _NORMS]
         gx, grads = ctx.step.backward(grad, kept, need_x=ctx.needs[0], need_norms=need_norms)

@@ -7,7 +7,7 @@ start-up check holds a program against the padded computation before it is used.
 This file knows the forms of blocks; which module of a family is what is said in `veneer.engine.families`.
 
 Shapes: T tokens, R rows (on a CPU a few more than T, which belong to no text), B texts, C hidden size, S read
-positions.
+positions, U nodes (see `veneer.engine.beginnings`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from veneer.engine.activations import Activation
+from veneer.engine.beginnings import Beginnings
 from veneer.engine.block_step import BlockStep, is_plain
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.packing import Layout, PackedBatch
@@ -68,51 +69,49 @@ class Block:
         return norms and all(group.ready() for group in (self.qkv, self.out, self.up, self.down))
 
     def __call__(
-        self, x: Tensor, layout: Layout, reads: Tensor | None = None, *, recompute: bool = False
+        self,
+        x: Tensor,
+        layout: Layout,
+        reads: Tensor | None = None,
+        shared: Beginnings | None = None,
+        *,
+        recompute: bool = False,
     ) -> Tensor:
         """(R, C) -> (R, C), or (S, C) at the read positions: one of each text, in order, or any.
 
-        With `recompute`, a block that is run whole keeps its input alone and computes the rest again in the backward
-        pass (Chen et al. 2016, arXiv:1604.06174).
+        With `shared`, x and the result are states of the nodes, (U, C); read positions are tokens all the same. With
+        `recompute` the block keeps its input alone and computes the rest again in the backward pass (Chen et al. 2016,
+        arXiv:1604.06174).
         """
         norm_1, norm_2 = self.norms
-        if reads is None and by_rows(x, layout) and is_plain(norm_1, x) and is_plain(norm_2, x):
+        whole = reads is None and shared is None
+        if whole and by_rows(x, layout) and is_plain(norm_1, x) and is_plain(norm_2, x):
             qkv, out, up, down = (group.joined(x.dtype) for group in (self.qkv, self.out, self.up, self.down))
             attention = RowAttention(layout, self.heads, self.scaling, self.causal)
             norms = norm_1, norm_2
             step = BlockStep(qkv, out, up, down, attention, self.activation, norms, self.norm_first)
             return step(x, recompute=recompute)
         if recompute and torch.is_grad_enabled():
-            again: Tensor = checkpoint(self._composed, x, layout, reads, use_reentrant=False)
+            again: Tensor = checkpoint(self._composed, x, layout, reads, shared, use_reentrant=False)
             return again
-        return self._composed(x, layout, reads)
+        return self._composed(x, layout, reads, shared)
 
-    def _composed(self, x: Tensor, layout: Layout, reads: Tensor | None) -> Tensor:
+    def _composed(self, x: Tensor, layout: Layout, reads: Tensor | None, shared: Beginnings | None) -> Tensor:
         """The same from differentiable parts."""
         norm_1, _ = self.norms
         h = norm_1(x) if self.norm_first else x
-        if reads is None:
-            a = attend_rows(self.qkv(h), layout, self.heads, self.scaling, causal=self.causal)
-        elif _whole_view(layout, reads, self.causal):
+        places = reads if shared is None or reads is None else shared.node_of_token.index_select(0, reads)
+        if places is not None and reads is not None and _whole_view(layout, reads, self.causal):
             C = x.shape[1]
-            q = self.qkv(h.index_select(0, reads), columns=slice(0, C))
-            a = attend_read(q, self.qkv(h, columns=slice(C, 3 * C)), layout, self.heads, self.scaling)
+            q = self.qkv(h.index_select(0, places), columns=slice(0, C))
+            kv = _of_tokens(self.qkv(h, columns=slice(C, 3 * C)), shared)
+            a = attend_read(q, kv, layout, self.heads, self.scaling)
         else:
-            a = attend_rows(self.qkv(h), layout, self.heads, self.scaling, causal=self.causal)
-            a = a.index_select(0, reads)
-        if reads is not None:
-            x = x.index_select(0, reads)
-        return self._rest(a, x)
-
-    def shared(self, x: Tensor, layout: Layout, nodes: tuple[Tensor, Tensor]) -> Tensor:
-        """(U, C) -> (U, C): the block on the nodes of a tree of beginnings; see `Program.prefix`."""
-        node_of_token, first_token = nodes
-        norm_1, _ = self.norms
-        qkv = self.qkv(norm_1(x) if self.norm_first else x)  # (U, 3 C)
-        a = attend_rows(
-            qkv.index_select(0, node_of_token), layout, self.heads, self.scaling, causal=self.causal
-        )
-        return self._rest(a.index_select(0, first_token), x)
+            qkv = _of_tokens(self.qkv(h), shared)
+            a = attend_rows(qkv, layout, self.heads, self.scaling, causal=self.causal)
+            wanted = reads if shared is None or reads is not None else shared.first_token
+            a = a if wanted is None else a.index_select(0, wanted)
+        return self._rest(a, x if places is None else x.index_select(0, places))
 
     def _rest(self, a: Tensor, x: Tensor) -> Tensor:
         """What comes after attention: (S, C) its output and the residual -> (S, C)."""
@@ -144,6 +143,11 @@ class Program:
         return all(block.ready() for block in self.blocks)
 
     @property
+    def causal(self) -> bool:
+        """Whether every block is."""
+        return all(block.causal for block in self.blocks)
+
+    @property
     def width(self) -> int:
         """C."""
         width: int = self.blocks[0].norms[0].normalized_shape[0]  # type: ignore[assignment, index]
@@ -156,44 +160,47 @@ class Program:
         *,
         start: int = 0,
         x: Tensor | None = None,
+        shared: Beginnings | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """(T, C) last hidden states, or (S, C) at the read positions.
 
-        `start` and `x` (T, C) go on from the hidden states before block `start` instead of from the tokens; with
-        `recompute` the blocks keep their inputs alone for the backward pass.
+        `start` and `x` (T, C) go on from the hidden states before block `start` instead of from the tokens. `shared`
+        computes what texts have in common at their beginning once (causal blocks only). With `recompute` the blocks
+        keep their inputs alone for the backward pass.
         """
         T, layout = batch.tokens, batch.layout
-        behind = layout.rows - T if batch.input_ids.device.type == "cpu" else 0
+        x = self._entered(batch, x, shared)
+        last = len(self.blocks) - 1
+        for i in range(start, len(self.blocks)):
+            x = self.blocks[i](x, layout, reads if i == last else None, shared, recompute=recompute)
+        read = reads is not None and start <= last
+        x = x if self.last_norm is None else getattr(*self.last_norm)(x)
+        if not read:
+            x = _of_tokens(x, shared)[:T]
+        return x if read or reads is None else x.index_select(0, reads)
+
+    def prefix(self, batch: PackedBatch, stop: int, shared: Beginnings | None = None) -> Tensor:
+        """(T, C) the hidden states before block `stop`, without gradients; `shared` as in a call."""
+        with torch.inference_mode():
+            x = self._entered(batch, None, shared)
+            for block in self.blocks[:stop]:
+                x = block(x, batch.layout, None, shared)
+            return _of_tokens(x, shared)[: batch.tokens]
+
+    def _entered(self, batch: PackedBatch, x: Tensor | None, shared: Beginnings | None) -> Tensor:
+        """What the first block to be computed reads: a state for each row, or for each node."""
+        behind = batch.layout.rows - batch.tokens if batch.input_ids.device.type == "cpu" else 0
         if x is None:
             x = self.embed(batch.filled_up() if behind else batch)
         elif behind:
             x = nn.functional.pad(x, (0, 0, 0, behind))
-        last = len(self.blocks) - 1
-        for i in range(start, len(self.blocks)):
-            x = self.blocks[i](x, layout, reads if i == last else None, recompute=recompute)
-        x = x if self.last_norm is None else getattr(*self.last_norm)(x)
-        return x[:T] if reads is None and behind else x
+        return x if shared is None else x.index_select(0, shared.first_token)
 
-    def prefix(self, batch: PackedBatch, stop: int, nodes: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(T, C) the hidden states before block `stop`, without gradients.
 
-        `nodes` shares what texts have in common at their beginning (causal blocks only): (T,) the node of each token
-        in the tree of beginnings, and (U,) the first token of each node. Everything but attention is then computed
-        for U tokens.
-        """
-        with torch.inference_mode():
-            T, layout = batch.tokens, batch.layout
-            x = self.embed(batch.filled_up())
-            if nodes is not None:
-                nodes = (
-                    nn.functional.pad(nodes[0], (0, layout.rows - T)),
-                    nn.functional.pad(nodes[1], (0, -len(nodes[1]) % 64)),
-                )
-                x = x.index_select(0, nodes[1])  # (U, C)
-            for block in self.blocks[:stop]:
-                x = block.shared(x, layout, nodes) if nodes is not None else block(x, layout)
-            return x[:T] if nodes is None else x.index_select(0, nodes[0][:T])
+def _of_tokens(x: Tensor, shared: Beginnings | None) -> Tensor:
+    """States of nodes (U, C) as those of rows (R, C)."""
+    return x if shared is None else x.index_select(0, shared.node_of_token)
 
 
 def _whole_view(layout: Layout, reads: Tensor, causal: bool) -> bool:

@@ -32,14 +32,17 @@ class FrozenLinear:
     Args:
         weight: (m, n), or (n, m) if `transposed` (Conv1D's layout); never changed afterwards.
         transposed: which of the two it is.
+        keep: whether it is used often enough to be put into blocks.
     """
 
-    def __init__(self, weight: Tensor, *, transposed: bool) -> None:
+    def __init__(self, weight: Tensor, *, transposed: bool, keep: bool = True) -> None:
         self.weight = weight.detach()
         self.transposed = transposed
         self._forward: Tensor | None = None
         self._backward: Tensor | None = None
-        self._blocked = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and _has_blocks()
+        self._blocked = (
+            keep and weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and _has_blocks()
+        )
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (T, n) -> (T, m): x W^T + bias (m,) + residual (T, m)."""

@@ -47,7 +47,6 @@ class LinearGroup:
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
         self._frozen: dict[tuple[int, int] | None, FrozenLinear] = {}
-        self._beside: dict[tuple[int, int] | None, _Beside] = {}
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -86,34 +85,35 @@ class LinearGroup:
         layers = self.layers
         bases = [_base_of(layer) for layer in layers]
         frozen = self._frozen_linear(bases, columns)
-        key = None if columns is None else (columns.start, columns.stop)
         sizes = [layout_of(base).sizes(base)[1] for base in bases]  # type: ignore[union-attr]
         factors: list[Tensor] = []
         parts: list[Part] = []
-        trained: list[Tensor] = []
         start = 0
         for layer, size in zip(layers, sizes, strict=True):
             if isinstance(layer, LoraLinear) and layer.active:
                 pair = layer.pair(layer.active[0])
                 assert not isinstance(pair, Dora)  # `ready` says no
                 factors += pair.factors()
-                trained += pair.parameters()
                 parts.append((start, size, pair.settings.scaling))
             start += size
+        bias = _biases([base.bias for base in bases], sizes, dtype)
         if columns is not None:
+            bias = None if bias is None else bias[columns]
             factors, parts = _cut(factors, parts, columns)
-        width = start if columns is None else columns.stop - columns.start
-        shape = (tuple(parts), tuple(A.shape[0] for A in factors[::2]), dtype)
-        beside = self._beside.get(key)
-        if beside is None or beside.shape != shape:
-            beside = self._beside[key] = _Beside.of(shape, factors, width)
-        bias = beside.bias_of([base.bias for base in bases], sizes, columns, dtype)
-        beside.fill_(factors, stamp=_stamp(trained))
-        return Joined(frozen, bias, beside.A, beside.B, shape, tuple(factors))
+            start = columns.stop - columns.start
+        A = B = None
+        if parts:
+            A, B = _side_by_side(factors, parts, start, dtype)
+        shape = tuple(parts), tuple(factor.shape[0] for factor in factors[::2])
+        return Joined(frozen, bias, A, B, shape, tuple(factors))
 
     def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear:
         """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
         transposed = layout_of(bases[0]) is Layout.CONV1D
+        if any(base.weight.requires_grad for base in bases):  # it may change without a trace
+            weight = torch.cat([base.weight.detach() for base in bases], dim=1 if transposed else 0)
+            weight = weight if columns is None else weight[:, columns] if transposed else weight[columns]
+            return FrozenLinear(weight, transposed=transposed, keep=False)
         if _stamp([base.weight for base in bases]) != self._stamp:
             self._arrange_(bases, 1 if transposed else 0)
         key = None if columns is None else (columns.start, columns.stop)
@@ -156,65 +156,8 @@ def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.
     ).to(dtype)
 
 
-Shape = tuple[tuple[Part, ...], tuple[int, ...], torch.dtype]
-"""The parts, their ranks and the dtype of the products."""
-
-
-class _Beside:
-    """What stands beside a group's frozen weights in its products, kept from call to call.
-
-    A (R, n) holds all A's under each other, B (M, R) all B's on its diagonal, each times its scaling, in the dtype of
-    the products; they are filled anew when a factor has changed.
-    """
-
-    def __init__(self, shape: Shape, A: Tensor, B: Tensor) -> None:
-        self.shape, self.A, self.B = shape, A, B
-        self._views: list[Tensor] = []
-        at = 0
-        for (start, size, _), r in zip(shape[0], shape[1], strict=True):
-            self._views += [A[at : at + r], B[start : start + size, at : at + r]]
-            at += r
-        self._filled: tuple[Any, ...] = ()
-        self._biases: tuple[tuple[Any, ...], Tensor | None] = ((), None)
-
-    @classmethod
-    @torch.inference_mode(False)  # what a prediction makes, training has to be able to use
-    @torch.no_grad()
-    def of(cls, shape: Shape, factors: Sequence[Tensor], width: int) -> _Beside:
-        """Empty ones for `factors`, whose group has `width` outputs."""
-        parts, ranks, dtype = shape
-        if not parts:
-            nothing = torch.empty(0)
-            return cls(shape, nothing, nothing)
-        device = factors[0].device
-        A = torch.empty(sum(ranks), factors[0].shape[1], dtype=dtype, device=device)
-        B = torch.zeros(width, sum(ranks), dtype=dtype, device=device)
-        return cls(shape, A, B)
-
-    def fill_(self, factors: Sequence[Tensor], *, stamp: tuple[Any, ...]) -> None:
-        """Take over the factors' values, unless they are those of the last `stamp`."""
-        if factors and stamp != self._filled:
-            with torch.no_grad():
-                torch._foreach_copy_(self._views[::2], list(factors[::2]))
-                for view, B, (_, _, scaling) in zip(
-                    self._views[1::2], factors[1::2], self.shape[0], strict=True
-                ):
-                    torch.mul(B, scaling, out=view)
-            self._filled = stamp
-
-    def bias_of(
-        self, biases: Sequence[Tensor | None], sizes: Sequence[int], columns: slice | None, dtype: torch.dtype
-    ) -> Tensor | None:
-        """(M,) the biases side by side, or their `columns`."""
-        stamp = tuple(
-            None if b is None else (id(b), b.data_ptr(), 0 if b.is_inference() else b._version)
-            for b in biases
-        )
-        if stamp != self._biases[0]:
-            with torch.inference_mode(False), torch.no_grad():
-                bias = _biases([None if b is None else b.detach().clone() for b in biases], sizes, dtype)
-                self._biases = stamp, bias if bias is None or columns is None else bias[columns].clone()
-        return self._biases[1]
+Shape = tuple[tuple[Part, ...], tuple[int, ...]]
+"""The parts, and their ranks."""
 
 
 def _base_of(layer: nn.Module) -> Any:
@@ -244,16 +187,15 @@ class Joined:
     Attributes:
         frozen: the weights W (M, n).
         bias: (M,) or None.
-        A, B: (R, n) and (M, R) of the adapters, B scaled; empty without any. They are filled anew when the adapters
-            change, so whoever keeps them for a backward pass keeps them with `save_for_backward`, which notices.
+        A, B: (R, n) and (M, R) of the adapters, B scaled, in the dtype of the product; None without any.
         shape: which adapter stands where.
         factors: the adapters' own A_1, B_1, A_2, ...
     """
 
     frozen: FrozenLinear
     bias: Tensor | None
-    A: Tensor
-    B: Tensor
+    A: Tensor | None
+    B: Tensor | None
     shape: Shape
     factors: tuple[Tensor, ...]
 
@@ -265,7 +207,7 @@ class Joined:
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(T, n) -> (T, M) x W^T + (x A^T) B^T + bias + residual, and x A^T (T, R) to be kept."""
         y = self.frozen.product(x, self.bias, residual)
-        if not self.factors:
+        if self.A is None or self.B is None:
             return y, None
         h = torch.mm(x, self.A.t())
         y.addmm_(h, self.B.t())
@@ -282,11 +224,13 @@ class Joined:
             need_x: whether the input's is wanted.
             beside: what else flows into the input's gradient.
         """
-        g = torch.mm(grad, self.B) if self.factors and (need_x or h is not None) else None  # (T, R), scaled
+        g = (
+            torch.mm(grad, self.B) if self.B is not None and (need_x or h is not None) else None
+        )  # (T, R), scaled
         grad_x = None
         if need_x:
             grad_x = self.frozen.input_gradient(grad, beside)
-            if g is not None:
+            if g is not None and self.A is not None:
                 grad_x.addmm_(g, self.A)
         if h is None or x is None or g is None:
             return grad_x, [None] * len(self.factors)
@@ -299,17 +243,37 @@ class _GroupLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, joined: Joined, *_: Tensor) -> Tensor:
         y, h = joined.forward(x, residual)
         wanted = any(ctx.needs_input_grad[_FACTORS:])
-        ctx.save_for_backward(x if wanted else None, h if wanted else None, joined.A, joined.B)
+        ctx.save_for_backward(x if wanted else None, h if wanted else None)
         ctx.joined = joined
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, _, _ = ctx.saved_tensors
+        x, h = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[:2]
         grad_x, grads = ctx.joined.backward(grad, x, h, need_x=need_x)
         return (grad_x, grad if need_residual else None, None, *grads)
+
+
+@torch.no_grad()
+def _side_by_side(
+    factors: Sequence[Tensor], parts: Sequence[Part], outputs: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """All A's under each other (R, n), and all scaled B's on the diagonal of (M, R), in `dtype`.
+
+    Copies, made for each call: an optimiser may change the factors without a trace (PyTorch's fused ones do).
+    """
+    if len(parts) == 1 and parts[0][1] == outputs:
+        return factors[0].to(dtype, copy=True), (factors[1] * parts[0][2]).to(dtype)
+    A = torch.cat(list(factors[::2])).to(dtype)
+    B = torch.zeros(outputs, A.shape[0], dtype=dtype, device=A.device)
+    at = 0
+    for (start, size, scaling), B_i in zip(parts, factors[1::2], strict=True):
+        r = B_i.shape[1]
+        torch.mul(B_i, scaling, out=B[start : start + size, at : at + r])
+        at += r
+    return A, B
 
 
 def _of_factors(

@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from veneer.engine.beginnings import beginnings_of
 from veneer.engine.blocks import Program
-from veneer.engine.packing import PackedBatch, pack
+from veneer.engine.packing import pack
 from veneer.files import cache_folder
 
 __all__ = ["PrefixStore", "build_prefix", "first_trained_block"]
@@ -155,10 +156,10 @@ def _compute(
     computed = done = 0
     for texts in _batches(sequences, alike=causal):
         batch = pack([sequences[i] for i in texts])
-        nodes = _tree(batch) if causal else None
-        computed += batch.tokens if nodes is None else len(nodes[1])
         batch = batch.to(device)
-        found = program.prefix(batch, start, nodes).cpu()
+        shared = beginnings_of(batch, always=True) if causal else None
+        computed += batch.tokens if shared is None else shared.nodes
+        found = program.prefix(batch, start, shared).cpu()
         at = 0
         for place in batch.order:
             text = texts[place]
@@ -188,27 +189,6 @@ def _batches(sequences: Sequences, *, alike: bool) -> list[list[int]]:
         batches[-1].append(i)
         tokens += length
     return batches
-
-
-def _tree(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """The tree of the texts' beginnings: (T,) the node of each token, and (U,) the first token of each node."""
-    ids = batch.input_ids.tolist()
-    known: dict[tuple[int, int], int] = {}
-    node_of: list[int] = []
-    first: list[int] = []
-    at = 0
-    for length in batch.layout.lengths:
-        above = -1
-        for token in range(at, at + length):
-            key = (above, ids[token])
-            node = known.get(key)
-            if node is None:
-                node = known[key] = len(first)
-                first.append(token)
-            node_of.append(node)
-            above = node
-        at += length
-    return torch.tensor(node_of), torch.tensor(first)
 
 
 class _Writer:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from veneer.engine import interface
 from veneer.engine.allocation import keep_freed_memory
+from veneer.engine.beginnings import beginnings_of
 from veneer.engine.blocks import Program
 from veneer.engine.families import program_of
 from veneer.engine.packing import PackedBatch, pack
@@ -84,7 +85,8 @@ class Runner:
         """
         if self.program is not None and not _drops(self.model) and self.program.ready():
             start, x = below or (0, None)
-            return self.program(batch, reads, start=start, x=x)
+            shared = beginnings_of(batch) if self.program.causal else None
+            return self.program(batch, reads, start=start, x=x, shared=shared)
         run = packed_hidden_states if self.mode == "packed" else padded_hidden_states
         hidden = run(self.model, batch)
         return hidden if reads is None else hidden.index_select(0, reads)

@@ -47,7 +47,8 @@ def token_losses(
     softcap: float | None = None,
     piece: int | None = None,
 ) -> Tensor:
-    """(S, 2) float32: the cross-entropy of each token under `head`, differentiable; and 1 where the likeliest is right.
+    """(S, 2) float32: the cross-entropy of each token under `head`, differentiable; and how far its logit is below the
+    highest, without a gradient: 0 where the token is the likeliest, at most -1e-6 elsewhere.
 
     Args:
         states: (S, C) of any floating dtype.
@@ -61,13 +62,16 @@ def token_losses(
     if softcap is None and _is_plain(head):
         layer: Any = head
         x = states.to(layer.weight.dtype)
-        losses, right = _PiecewiseLoss.apply(x, targets, _frozen(layer), layer.bias, label_smoothing, size)
-        return torch.stack([losses, right], dim=1)
+        losses, below = _PiecewiseLoss.apply(x, targets, _frozen(layer), layer.bias, label_smoothing, size)
+        return torch.stack([losses, below], dim=1)
 
     def piece_of(x: Tensor, t: Tensor) -> Tensor:
         logits = logits_of(head, x, softcap)
         loss = nn.functional.cross_entropy(logits, t, reduction="none", label_smoothing=label_smoothing)
-        return torch.stack([loss, (logits.argmax(dim=1) == t).float()], dim=1)
+        logits = logits.detach()
+        return torch.stack(
+            [loss, _below(logits.gather(1, t.unsqueeze(1)).squeeze(1), t, *logits.max(dim=1))], dim=1
+        )
 
     found = []
     for x, t in zip(states.split(size), targets.split(size), strict=True):
@@ -89,26 +93,26 @@ class _PiecewiseLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         losses = torch.empty(len(t), dtype=torch.float32, device=x.device)
-        right = torch.empty_like(losses)
+        below = torch.empty_like(losses)
         for start in range(0, len(t), n):
             rows = slice(start, start + n)
             z = frozen.product(x[rows], b).float()  # (n, V)
-            losses[rows], right[rows] = _scores_then_gradient_(z, t[rows], smooth)
+            losses[rows], below[rows] = _scores_then_gradient_(z, t[rows], smooth)
             if dx is not None:
                 dx[rows] = frozen.input_gradient(z.to(x.dtype))
         ctx.save_for_backward(dx)
-        ctx.mark_non_differentiable(right)
-        return losses, right
+        ctx.mark_non_differentiable(below)
+        return losses, below
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _right: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _below: Tensor) -> tuple[Tensor | None, ...]:
         (dx,) = ctx.saved_tensors
         return dx * grad.to(dx.dtype).unsqueeze(1), None, None, None, None, None
 
 
 def _scores_then_gradient_(z: Tensor, t: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
-    """The losses (n,) of logits z (n, V) for targets t, and where the highest is right; z becomes its gradient."""
+    """The losses (n,) of logits z (n, V) for targets t, and how far below the highest; z becomes its gradient."""
     at = t.unsqueeze(1)
     chosen = z.gather(1, at).squeeze(1)
     wanted = chosen if smooth == 0 else (1.0 - smooth) * chosen + smooth * z.mean(dim=1)
@@ -119,7 +123,12 @@ def _scores_then_gradient_(z: Tensor, t: Tensor, smooth: float) -> tuple[Tensor,
     z.scatter_add_(1, at, torch.full_like(at, smooth - 1.0, dtype=z.dtype))
     if smooth:
         z.sub_(smooth / z.shape[1])
-    return sums.log() + highest - wanted, (best == t).float()
+    return sums.log() + highest - wanted, _below(chosen, t, highest, best)
+
+
+def _below(chosen: Tensor, t: Tensor, highest: Tensor, best: Tensor) -> Tensor:
+    """(n,) 0 where the first of the highest logits is the target's, else the difference, at most -1e-6."""
+    return torch.where(best == t, 0.0, (chosen - highest).clamp(max=-1e-6))
 
 
 _laid_out: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], FrozenLinear]] = WeakKeyDictionary()

@@ -21,13 +21,32 @@ from safetensors import SafetensorError
 from torch import nn
 
 from veneer.errors import BaseError
+from veneer.models.forms import (
+    HEAD_CLASSES,
+    SEQUENCE,
+    HeadSpec,
+    auto_class,
+    body_head,
+    check_form,
+    check_token_head,
+    is_decoder,
+    sequence_head,
+)
 from veneer.models.hashing import content_hash, weight_files
-from veneer.models.heads import Pooling, check_head, head_modules, native_pooling, pooler_modules
+from veneer.models.heads import (
+    Pooling,
+    check_head,
+    head_modules,
+    native_pooling,
+    pooler_modules,
+    unread_modules,
+)
 from veneer.models.locate import DEFAULT_BASE, Location, locate
 
 __all__ = [
     "Base",
     "cast_frozen_",
+    "config_of",
     "first_line",
     "load_base",
     "load_tokenizer",
@@ -51,9 +70,10 @@ class Base:
         content_hash: "sha256:..." of the weights as they lie on disk.
         tokenizer_hash: "sha256:..." of what the tokenizer does.
         max_length: tokens that a text can have at most, special tokens included.
-        pooling: how the base was trained to pool.
-        head: names of the modules that are trained whole (empty without a head).
+        pooling: how the base was trained to pool; only a head of the form "sequence" asks for it.
+        head: names of the modules that are trained whole (empty for a language model, whose head is its own).
         new_parameters: names of the parameters that the checkpoint did not have.
+        spec: which head it carries.
     """
 
     model: nn.Module
@@ -66,6 +86,7 @@ class Base:
     pooling: Pooling
     head: tuple[str, ...]
     new_parameters: frozenset[str]
+    spec: HeadSpec = SEQUENCE
 
     @property
     def family(self) -> str:
@@ -76,12 +97,20 @@ class Base:
     @property
     def causal(self) -> bool:
         """True for decoders: a token sees only what stands before it."""
-        return native_pooling(self.model) == "last"
+        if self.spec.form == "sequence":
+            return native_pooling(self.model) == "last"
+        return is_decoder(self.model.config)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Names of layers that no output depends on."""
+        return unread_modules(self.model, self.pooling) if self.spec.form == "sequence" else ()
 
     @property
     def float32_modules(self) -> tuple[str, ...]:
         """Names of modules that read pooled states, so that they stay in float32 whatever the body computes in."""
-        return (*self.head, *pooler_modules(self.model))
+        poolers = pooler_modules(self.model) if self.spec.form == "sequence" else ()
+        return (*self.head, *poolers)
 
     def with_pooling(self, pooling: Pooling) -> Base:
         """The same base, read by another pooling, with the head that this needs."""
@@ -91,39 +120,41 @@ class Base:
 def load_base(
     name: str = DEFAULT_BASE,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] = (),
     multi_label: bool = False,
+    head: HeadSpec | None = None,
     seed: int = 0,
     revision: str | None = None,
 ) -> Base:
-    """Load a base with a classification head for these labels.
+    """Load a base with a head.
 
     Args:
         name: folder or hub name.
-        labels: K label names; the head gets K outputs.
+        labels: K label names, for a classification head with K outputs.
         multi_label: several labels per text (transformers' `problem_type`).
+        head: any other head.
         seed: of the new head's weights.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        BaseError: not found, damaged, not a text model, or its checkpoint does not fill it.
+        BaseError: not found, damaged, not a text model, its checkpoint does not fill it, or it can't carry this head.
     """
-    from transformers import AutoModelForSequenceClassification
-
+    spec = head or sequence_head(labels, multi_label=multi_label)
     location = locate(name, revision=revision)
-    options = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
-    }
     weight_files(location.folder)  # says what is missing, and how to mend it
-    model, new = _from_pretrained(AutoModelForSequenceClassification, location, options, seed)
+    model, new = _from_pretrained(location, spec, seed)
     tokenizer = load_tokenizer(location.folder)
     if model.config.pad_token_id is None:  # decoders: transformers' classes need one to find the last token
         model.config.pad_token_id = _padding_id(tokenizer)
-    check_head(model.eval())
-    pooling = trained_pooling(location.folder) or native_pooling(model)
+    pooling: Pooling
+    if spec.form == "sequence":
+        check_head(model.eval())
+        pooling = trained_pooling(location.folder) or native_pooling(model)
+        trained = head_modules(model, pooling, new)
+    else:
+        check_token_head(model.eval())
+        pooling = "last" if is_decoder(model.config) else "first"
+        trained = () if spec.form == "causal" else body_head(model)
     return Base(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -133,8 +164,9 @@ def load_base(
         tokenizer_hash=tokenizer_hash(tokenizer),
         max_length=max_length_of(model, tokenizer, location.folder),
         pooling=pooling,
-        head=head_modules(model, pooling, new),
+        head=trained,
         new_parameters=new,
+        spec=spec,
     )
 
 
@@ -184,20 +216,20 @@ def cast_frozen_(model: nn.Module, dtype: torch.dtype, *, keep: Sequence[str] = 
         parameter.data = parameter.data.to(dtype)
 
 
-def _from_pretrained(
-    auto: Any, location: Location, options: dict[str, Any], seed: int
-) -> tuple[Any, frozenset[str]]:
+def _from_pretrained(location: Location, spec: HeadSpec, seed: int) -> tuple[Any, frozenset[str]]:
     """The model in fp32 and the names of the parameters that its checkpoint did not have."""
+    if spec.form != "sequence":
+        check_form(config_of(location), spec.form, location.name)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, info = auto.from_pretrained(
+            model, info = auto_class(spec.form).from_pretrained(
                 location.folder,
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **options,
+                **spec.options,
             )
     except SafetensorError as error:
         raise BaseError(
@@ -213,7 +245,27 @@ def _from_pretrained(
             f"{location.name}: its weights do not fill the model; {len(body)} parameters are missing or have "
             f"another shape, such as {', '.join(body[:3])}. The folder is damaged or config.json is another model's."
         )
+    if new and spec.form == "causal":
+        raise BaseError(
+            f"{location.name} has no output layer of its own ({', '.join(sorted(new)[:3])}), so it was never trained "
+            f"to go on with a text. Name a language model with --base ({HEAD_CLASSES['causal'].auto} has to fill it)."
+        )
     return model, new
+
+
+def config_of(location: Location) -> Any:
+    """transformers' configuration of a base.
+
+    Raises:
+        BaseError: it can't be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(location.folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseError(f"{location.name} can't be read: {first_line(error)}") from error
 
 
 def _padding_id(tokenizer: Any) -> int:

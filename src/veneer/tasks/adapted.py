@@ -5,16 +5,16 @@ tensor accounted for, the base's hashes compared, the golden answers replayed.
 
 This file joins the rooms below it; it knows no data file and no training.
 
-Shapes: N texts, B texts of a batch, K outputs of the head.
+Shapes: N examples, M features, B features of a batch, S places that the head reads, K outputs of the head.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from veneer.adapter import AdapterFolder, Facts, read_adapter
-from veneer.engine import PackedBatch, Precision, Runner, choose_precision, pack
+from veneer.data.ragged import Ragged
+from veneer.engine import PackedBatch, Precision, Runner, choose_precision
 from veneer.engine.device import choose_device
 from veneer.engine.packing import Layout
 from veneer.engine.precision import PrecisionName
@@ -37,11 +38,14 @@ from veneer.lora import (
 )
 from veneer.models import Base, cast_frozen_, load_base
 from veneer.models.heads import native_pooling
-from veneer.tasks.base import Answer, Task, TokenSequences
-from veneer.tasks.classification import Classification
-from veneer.tasks.encoding import TokenLists, encode_texts
+from veneer.tasks.base import Answer, Encoded, Input, Outputs, Task, TokenSequences, packed_rows
+from veneer.tasks.encoding import encode_texts
 from veneer.tasks.golden import replay
-from veneer.tasks.registry import task_from_facts
+from veneer.tasks.registry import kind_named, kind_of_peft, task_from_facts
+
+if TYPE_CHECKING:
+    from veneer.tasks.kind import Kind
+    from veneer.tasks.writing import Writer
 
 __all__ = ["Adapted", "adapt", "load"]
 
@@ -85,32 +89,69 @@ class Adapted:
         """Where the model lies."""
         return next(self.model.parameters()).device
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of its task."""
+        return kind_named(self.task.name)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text with the tokenizer's special tokens, cut to `max_length`."""
         return encode_texts(self.base.tokenizer, texts, self.max_length)
 
-    def outputs(self, batch: PackedBatch, below: tuple[int, Tensor] | None = None) -> Tensor:
-        """(B, K) outputs of the head, in packed order, float32, differentiable in the adapter.
+    def encode_inputs(self, inputs: Sequence[Input]) -> Encoded:
+        """What `predict` takes, as tokens. Raises `DataError` for an input that lacks what the task reads."""
+        return self.task.encode_inputs(inputs, self.base.tokenizer, self.max_length)
 
-        `below`: the states before a block, where they are kept (see `veneer.engine.prefix`).
+    def outputs(
+        self,
+        batch: PackedBatch,
+        below: tuple[int, Tensor] | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """(B, K) or (S, K) outputs of the head, in packed order, float32, differentiable in the adapter.
+
+        Args:
+            batch: B features.
+            below: the states before a block, where they are kept (see `veneer.engine.prefix`).
+            targets: what the task's `collate` made, where they are known.
         """
-        states = self.runner.hidden_states(batch, self.task.reads(batch.layout), below)
-        return self.task.outputs(self.model, states, batch.layout)
+        states = self.runner.hidden_states(batch, self.task.reads(batch.layout, targets), below)
+        return self.task.outputs(self.model, states, batch.layout, targets)
 
     def outputs_of(
         self,
         sequences: TokenSequences,
         *,
+        rows: NDArray[np.int64] | None = None,
         prefix: PrefixStore | None = None,
         progress: Progress | None = None,
-    ) -> NDArray[np.float32]:
-        """(N, K) outputs for many texts, without gradients, in their order; batches of similar length.
+    ) -> Outputs:
+        """Outputs for many features, without gradients, in their order; batches of similar length.
 
-        `prefix`: what is kept of the texts; `progress` is called with the texts done and N.
+        Args:
+            sequences: M features; an `Encoded` with its token types and targets, or bare token ids.
+            rows: which of them; None: all.
+            prefix: what is kept of the texts.
+            progress: called with the features done, and all.
+
+        Returns:
+            (M, K) float32, or a `Ragged` of (S, K) for each feature, where the task gives a row for each token.
         """
-        rows = np.arange(len(sequences))
-        read = functools.partial(self.task.outputs, self.model)
-        return self.map_rows(sequences, rows, read, prefix=prefix, progress=progress)
+        rows = np.arange(len(sequences)) if rows is None else rows
+        if self.task.per == "text":
+            return self._dense(sequences, rows, self.task.outputs, prefix, progress)
+        found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(rows)
+        with torch.inference_mode():
+            for places, batch, states, targets in self._batches(sequences, rows, prefix, progress):
+                part = self.task.outputs(self.model, states, batch.layout, targets).float().cpu().numpy()
+                ends = np.cumsum(_reads_of_each(batch.layout, self.task.reads(batch.layout, targets)))
+                for place, own in zip(places.tolist(), np.split(part, ends[:-1]), strict=True):
+                    found[place] = own
+        return (
+            Ragged.of(found, np.float32)
+            if found
+            else Ragged(np.zeros((0, 0), np.float32), np.zeros(1, np.int64))
+        )
 
     def map_rows(
         self,
@@ -122,37 +163,101 @@ class Adapted:
         progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """(M, ...) what `read` makes of the states that the task reads, a row a text, without gradients."""
-        lengths = np.asarray(sequences.lengths, dtype=np.int64)[rows]
+
+        def reading(model: nn.Module, states: Tensor, layout: Layout, targets: Tensor | None) -> Tensor:  # noqa: ARG001
+            return read(states, layout)
+
+        return self._dense(sequences, rows, reading, prefix, progress)
+
+    def _dense(
+        self,
+        sequences: TokenSequences,
+        rows: NDArray[np.int64],
+        read: Callable[[nn.Module, Tensor, Layout, Tensor | None], Tensor],
+        prefix: PrefixStore | None,
+        progress: Progress | None,
+    ) -> NDArray[np.float32]:
         found: NDArray[np.float32] | None = None
-        done = 0
         with torch.inference_mode():
-            for places in length_batches(lengths):
-                texts = rows[places]
-                batch = pack([sequences[int(text)] for text in texts]).to(self.device)
-                below = None if prefix is None else prefix.below(texts[list(batch.order)], self.device)
-                states = self.runner.hidden_states(batch, self.task.reads(batch.layout), below)
-                part = read(states, batch.layout).float().cpu().numpy()
+            for places, batch, states, targets in self._batches(sequences, rows, prefix, progress):
+                part = read(self.model, states, batch.layout, targets).float().cpu().numpy()
                 if found is None:
                     found = np.empty((len(rows), *part.shape[1:]), np.float32)
-                found[places[list(batch.order)]] = part
-                done += len(places)
-                if progress is not None:
-                    progress(done, len(rows))
+                found[places] = part
         return np.zeros((0, 0), np.float32) if found is None else found
 
-    def predict(self, texts: Sequence[str]) -> list[Answer]:
-        """An answer for each text, in order.
+    def _batches(
+        self,
+        sequences: TokenSequences,
+        rows: NDArray[np.int64],
+        prefix: PrefixStore | None,
+        progress: Progress | None,
+    ) -> Iterator[tuple[NDArray[np.int64], PackedBatch, Tensor, Tensor | None]]:
+        """Batch by batch: places among `rows` in packed order, the batch, the states that the task reads, targets."""
+        lengths = np.asarray(sequences.lengths, dtype=np.int64)[rows]
+        known = sequences.targets if isinstance(sequences, Encoded) else None
+        done = 0
+        for places in length_batches(lengths):
+            texts = rows[places]
+            packed = packed_rows(sequences, texts)
+            order = list(packed.order)
+            batch = packed.to(self.device)
+            below = None if prefix is None else prefix.below(texts[order], self.device)
+            targets = None if known is None else self.task.collate(known[texts[order]]).to(self.device)
+            reads = self.task.reads(batch.layout, targets)
+            yield places[order], batch, self.runner.hidden_states(batch, reads, below), targets
+            done += len(places)
+            if progress is not None:
+                progress(done, len(rows))
+
+    def predict(self, inputs: Sequence[Input]) -> list[Answer]:
+        """An answer for each input (a text, or texts by name, as the task takes them), in order.
 
         Raises:
             TypeError: one string was given, not a sequence of them.
+            DataError: an input lacks what the task reads.
         """
-        if isinstance(texts, str):
+        if isinstance(inputs, str):
             raise TypeError(
                 "predict() takes a sequence of texts; put the one text into a list: predict([text])"
             )
-        if not texts:
+        if not inputs:
             return []
-        return self.task.answers(self.outputs_of(TokenLists(self.encode(texts))))
+        encoded = self.encode_inputs(inputs)
+        if self.kind.answer is not None:
+            return self.kind.answer(self, encoded)
+        return self.task.answers(self.outputs_of(encoded), encoded)
+
+    def generate(self, prompts: Sequence[Any], **settings: Any) -> list[str]:
+        """What the model writes for each prompt, in order; more of each answer by `veneer.tasks.writing.Writer`.
+
+        Args:
+            prompts: texts, rows ({"instruction": ..., "input": ...}) or conversations (lists of messages).
+            settings: fields of `veneer.engine.generation.Sampling`; `adapter=False`: the base alone; `raw=True`: texts
+                that go on as they stand, without the template.
+
+        Raises:
+            UserMistake: the adapter is for a task that writes no text.
+            ConfigError, DataError: a setting that can't be; a prompt that is empty or too long.
+        """
+        return [answer.text for answer in self._writer.generate(prompts, **settings)]
+
+    def stream(self, prompt: Any, **settings: Any) -> Iterator[str]:
+        """The answer to one prompt, piece by piece, in whole characters. See `generate`."""
+        return (piece.text for piece in self._writer.stream(prompt, **settings))
+
+    @cached_property
+    def _writer(self) -> Writer:
+        from veneer.tasks.writing import writer_of  # it is made of an `Adapted`
+
+        return writer_of(self)
+
+
+def _reads_of_each(layout: Layout, reads: Tensor | None) -> NDArray[np.int64]:
+    """(B,) how many places of each feature are read."""
+    if reads is None:
+        return np.asarray(layout.lengths, np.int64)
+    return torch.bincount(layout.text_of_token[reads], minlength=len(layout.lengths)).cpu().numpy()
 
 
 def adapt(
@@ -210,16 +315,19 @@ def load(
     """
     folder = read_adapter(Path(path))
     lora = lora_config_from_peft(folder.peft_config)
-    task = _task_of(folder)
+    facts = folder.facts
+    task = kind_of_peft(folder).of_peft(folder, None) if facts is None else _stored_task(facts)
     name = base or folder.peft_config.get("base_model_name_or_path")
     if not name:
         raise AdapterError(f"{folder.path} does not say which base it belongs to. Name it with --base.")
     revision = None if base else folder.peft_config.get("revision")
-    found = load_base(str(name), labels=_labels_of(task), revision=revision)
-    if folder.facts is None:
-        found, task = _foreign(found, task)
+    found = load_base(str(name), head=task.head, revision=revision)
+    if facts is None:  # a folder that PEFT wrote: read as transformers' own class for this base reads
+        if found.spec.form == "sequence":
+            found = found.with_pooling(native_pooling(found.model))
+        task = kind_of_peft(folder).of_peft(folder, found)
     else:
-        _check_base(found, folder.facts)
+        _check_base(found, facts)
     adapted = adapt(
         found,
         task,
@@ -251,34 +359,8 @@ def length_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return batches
 
 
-def _task_of(folder: AdapterFolder) -> Task:
-    if folder.facts is not None:
-        return task_from_facts(folder.facts.task, folder.facts.task_facts)
-    return Classification(
-        labels=tuple(f"LABEL_{i}" for i in range(_outputs_of_head(folder))), pooling="first"
-    )
-
-
-def _outputs_of_head(folder: AdapterFolder) -> int:
-    """How many labels the head of a folder of PEFT has."""
-    ends = (".score.weight", ".classifier.weight", ".classifier.out_proj.weight")
-    for name, tensor in folder.tensors.items():
-        if name.endswith(ends):
-            return int(tensor.shape[0])
-    raise AdapterError(
-        f"{folder.path} holds no classification head ({' or '.join(end[1:] for end in ends)}), so it can't answer. "
-        "It was saved without modules_to_save; train it again with the head named there."
-    )
-
-
-def _foreign(base: Base, task: Task) -> tuple[Base, Task]:
-    """A folder that PEFT wrote: read as transformers' own class for this base reads."""
-    pooling = native_pooling(base.model)
-    return base.with_pooling(pooling), Classification(labels=tuple(_labels_of(task)), pooling=pooling)
-
-
-def _labels_of(task: Task) -> Sequence[str]:
-    return task.labels if isinstance(task, Classification) else ("0",)
+def _stored_task(facts: Facts) -> Task:
+    return task_from_facts(facts.task, facts.task_facts)
 
 
 def _max_length(folder: AdapterFolder) -> int | None:

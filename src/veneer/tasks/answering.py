@@ -1,4 +1,4 @@
-"""Answers for a file of texts, of any size: read in pieces, answered, written whole or not at all.
+"""Answers for a file of inputs, of any size: read in pieces, answered, written whole or not at all.
 
     answer_file(adapted, "new.csv", "answers.csv")
 
@@ -8,40 +8,37 @@ terminal.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
-from veneer.data.reading import TextStream, read_texts
+from veneer.data.reading import read_inputs
 from veneer.errors import DataError, UserMistake
 from veneer.files import replacing_file
-from veneer.tasks.base import Answer
+from veneer.tasks.base import Answer, Input
+from veneer.tasks.kind import InputStream
 
-__all__ = ["Answered", "Answers", "answer_file", "answer_texts", "check_out", "read_lines"]
+if TYPE_CHECKING:
+    from veneer.tasks.adapted import Adapted
+
+__all__ = ["Answered", "answer_file", "answer_texts", "as_cell", "check_out", "open_inputs", "read_lines"]
 
 CHUNK = 1024
 """Texts that are in memory at a time."""
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-Rows = Iterator[tuple[dict[str, Any], str, Answer]]
-
-
-class Answers(Protocol):
-    """Whoever answers texts, such as an `Adapted`."""
-
-    def predict(self, texts: Sequence[str]) -> list[Answer]:
-        """An answer for each text."""
-        ...
+Rows = Iterator[tuple[dict[str, Any], Input, Answer]]
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What was done: rows in all, rows without a text (they get no answer), and the names of the new columns."""
+    """What was done: rows in all, rows without an input (they get no answer), and the names of the new columns."""
 
     rows: int
     empty: int
@@ -62,26 +59,48 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def answer_texts(answers: Answers, rows: Iterable[tuple[dict[str, Any], str]], *, chunk: int = CHUNK) -> Rows:
-    """(row, text, answer) for each (row, text), in order; where there is no text, an answer of None in every key."""
+def answer_texts(
+    adapted: Adapted, rows: Iterable[tuple[dict[str, Any], Input]], *, chunk: int = CHUNK
+) -> Rows:
+    """(row, input, answer) for each (row, input), in order; where an input is empty, an answer of None in every key."""
     waiting = iter(rows)
-    blank: Answer | None = None
     while piece := list(islice(waiting, chunk)):
-        found = iter(answers.predict([text for _, text in piece if text.strip()]))
-        for row, text in piece:
-            if text.strip():
-                yield row, text, next(found)
-            else:
-                blank = blank or dict.fromkeys(answers.predict(["a"])[0])
-                yield row, text, blank
+        found = iter(adapted.predict([given for _, given in piece if not _empty(given)]))
+        for row, given in piece:
+            yield row, given, dict.fromkeys(adapted.task.answer_keys) if _empty(given) else next(found)
+
+
+def _empty(given: Input) -> bool:
+    texts = [given] if isinstance(given, str) else given.values()
+    return not all(text.strip() for text in texts)
+
+
+def open_inputs(adapted: Adapted, source: str | Path, columns: Mapping[str, str]) -> InputStream:
+    """The rows of a file with what the adapter reads of each.
+
+    Args:
+        adapted: whose inputs are looked for.
+        source: csv, tsv, json, jsonl, parquet, txt with a text a line, or what else its kind reads.
+        columns: input -> column; those that are not named are the columns of training, or inferred.
+
+    Raises:
+        DataError: it can't be read, or it is not clear which column is which.
+    """
+    own = adapted.kind.inputs_from
+    if own is not None:
+        return own(Path(source), columns)
+    data: dict[str, Any] = adapted.facts.data if adapted.facts is not None else {}
+    trained = {name: data.get(f"{name}_column") for name in adapted.task.inputs}
+    known = {name: str(column) for name, column in trained.items() if column}
+    return read_inputs(source, adapted.task.inputs, columns, known)
 
 
 def answer_file(
-    answers: Answers,
+    adapted: Adapted,
     source: str | Path,
     out: str | Path,
     *,
-    text_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
     all_probabilities: Sequence[str] = (),
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda _: None,
@@ -89,10 +108,10 @@ def answer_file(
     """Write the rows of `source` with their answers to `out`, whose suffix tells the format.
 
     Args:
-        answers: who answers.
+        adapted: who answers.
         source: csv, tsv, json, jsonl, parquet, or txt with a text a line.
         out: .csv, .tsv or .jsonl.
-        text_column: the column to read; None infers it.
+        columns: input -> column to read ("text" -> "message"); those that are not named are inferred.
         all_probabilities: labels whose probabilities get a column each.
         overwrite: replace a file that stands there.
         progress: told the rows that are done.
@@ -103,26 +122,27 @@ def answer_file(
     """
     out = Path(out)
     check_out(out, overwrite=overwrite)
-    stream = read_texts(source, text_column)
-    columns = _columns(answers.predict(["a"])[0], all_probabilities)
-    names = {key: _free_name(key, stream.columns) for key in columns}
+    stream = open_inputs(adapted, source, columns or {})
+    added = [*adapted.task.answer_keys, *(f"probability_{label}" for label in all_probabilities)]
+    names = {key: _free_name(key, stream.columns) for key in added}
     rows = empty = 0
     with replacing_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
         put = _rows_to(file, out.suffix.lower(), stream, names)
-        for row, text, answer in answer_texts(answers, stream):
-            found = _columns(answer, all_probabilities)
+        for row, given, answer in answer_texts(adapted, stream):
+            found = _columns(answer, adapted.task.answer_keys, all_probabilities)
             put(row, {names[key]: value for key, value in found.items()})
-            rows, empty = rows + 1, empty + (not text.strip())
+            rows, empty = rows + 1, empty + _empty(given)
             if rows % CHUNK == 0:
                 progress(rows)
     return Answered(rows, empty, tuple(names.values()))
 
 
-def _columns(answer: Answer, labels: Sequence[str]) -> dict[str, Any]:
+def _columns(answer: Answer, keys: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     """An answer as column -> value; of the single probabilities only those of `labels`."""
-    found = {key: value for key, value in answer.items() if key != "probabilities"}
-    chances = answer["probabilities"] or {} if labels else {}
-    return found | {f"probability_{label}": chances.get(label) for label in labels}
+    chances = answer.get("probabilities") or {}
+    return {key: answer[key] for key in keys} | {
+        f"probability_{label}": chances.get(label) for label in labels
+    }
 
 
 def _free_name(name: str, taken: Sequence[str]) -> str:
@@ -133,7 +153,7 @@ def _free_name(name: str, taken: Sequence[str]) -> str:
 
 
 def _rows_to(
-    file: IO[str], suffix: str, stream: TextStream, names: Mapping[str, str]
+    file: IO[str], suffix: str, stream: InputStream, names: Mapping[str, str]
 ) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     """A function that writes a row and its answer; a table's header is written at once."""
     if suffix == ".jsonl":
@@ -147,12 +167,15 @@ def _rows_to(
     table.writerow([*stream.columns, *names.values()])
 
     def put(row: dict[str, Any], answer: dict[str, Any]) -> None:
-        table.writerow([*(row[name] for name in stream.columns), *map(_cell, answer.values())])
+        table.writerow([*(row[name] for name in stream.columns), *map(as_cell, answer.values())])
 
     return put
 
 
-def _cell(value: Any) -> Any:
+def as_cell(value: Any) -> Any:
+    """A value of an answer as a cell of a table: several with | between them, what is nested as JSON."""
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return "|".join(map(str, value))
     return "" if value is None else value
@@ -168,14 +191,35 @@ def _value(cell: Any, kind: str) -> Any:
         return cell
 
 
-def read_lines(file: Iterable[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    """A text a line, as `answer_texts` takes it.
+def read_lines(
+    file: Iterable[str], names: Sequence[str] = ("text",)
+) -> Iterator[tuple[dict[str, Any], Input]]:
+    """An input a line, as `answer_texts` takes it: a text, or with several names a JSON object or texts with tabs
+    between them.
 
     Raises:
-        DataError: a line is not UTF-8.
+        DataError: a line is not UTF-8, or has not as many texts as there are names.
     """
     try:
-        for line in file:
-            yield {}, line.rstrip("\r\n")
+        for number, line in enumerate(file, start=1):
+            text = line.rstrip("\r\n")
+            yield {}, text if len(names) == 1 else _several(text, names, number)
     except UnicodeDecodeError as error:
         raise DataError(f"standard input is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
+
+
+def _several(line: str, names: Sequence[str], number: int) -> dict[str, str]:
+    if not line.strip():
+        return dict.fromkeys(names, "")
+    if line.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if set(found) == set(names):
+                return {name: str(found[name]) for name in names}
+    texts = line.split("\t")
+    if len(texts) == len(names):
+        return dict(zip(names, texts, strict=True))
+    raise DataError(
+        f"line {number} of standard input: expected {' and '.join(names)}, with a tab between them or as a JSON object "
+        f"with these keys; got {line[:60]!r}."
+    )

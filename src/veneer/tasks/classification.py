@@ -10,20 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from veneer.adapter import AdapterFolder
+from veneer.data.prepare import Prepared, prepare
+from veneer.data.preview import PreviewText
+from veneer.data.sources import Source
 from veneer.engine.packing import Layout
 from veneer.evaluation.metrics import classification_metrics, multilabel_metrics
 from veneer.evaluation.scores import Metrics
+from veneer.models.forms import HeadSpec, sequence_head
 from veneer.models.heads import Pooling, head_logits
-from veneer.tasks.base import Answer
+from veneer.tasks import classification_pages as written
+from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreForm, Targets, dense
+from veneer.tasks.kind import Headline, Kind, Labelled, Making
+from veneer.tasks.labelled import labelled_rows
+from veneer.tasks.pooling import head_outputs, pool
+from veneer.tasks.texts import PAIR, TEXT, encode_given, encode_split, given_of, lengths_of, shown_text
 
-__all__ = ["ClassWeights", "Classification", "balanced_weights", "pool"]
+if TYPE_CHECKING:
+    from veneer.models import Base
+
+__all__ = ["KIND", "ClassWeights", "Classification", "balanced_weights", "pool"]
 
 ClassWeights = Literal["none", "balanced"]
 
@@ -40,6 +53,7 @@ class Classification:
         class_weights: K factors of a text's loss by its label, or empty for none.
         label_smoothing: in [0, 1), Szegedy et al. 2016, section 7. For several labels: targets move towards 1/2.
         threshold: a label is given where its probability reaches this (several labels only).
+        pair: two texts are read together.
     """
 
     labels: tuple[str, ...]
@@ -49,21 +63,72 @@ class Classification:
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     threshold: float = 0.5
+    pair: bool = False
     name: str = field(default="classification", init=False)
 
-    def collate(self, targets: NDArray[Any]) -> Tensor:
+    per: Literal["text", "token"] = field(default="text", init=False)
+    deciding: ScoreForm = field(default=ScoreForm("accuracy", "Accuracy"), init=False)
+
+    @property
+    def head(self) -> HeadSpec:
+        """K outputs a text."""
+        return sequence_head(self.labels, multi_label=self.multi_label)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """A text, or two."""
+        return PAIR if self.pair else TEXT
+
+    @property
+    def answer_keys(self) -> tuple[str, ...]:
+        """Of an answer; "probabilities" is no column of a file."""
+        return ("labels",) if self.multi_label else ("label", "probability")
+
+    def encode(self, rows: Any, tokenizer: Any, max_length: int) -> Encoded:
+        """The texts of a split, with their labels."""
+        return encode_split(rows, tokenizer, max_length)
+
+    def encode_inputs(self, inputs: Sequence[Input], tokenizer: Any, max_length: int) -> Encoded:
+        """Texts or pairs of them."""
+        return encode_given(inputs, self.inputs, tokenizer, max_length)
+
+    def inputs_of(self, rows: Any, places: Sequence[int]) -> list[Input]:
+        """The texts of some rows."""
+        return given_of(rows, places)
+
+    def full_lengths(self, rows: Any, tokenizer: Any) -> NDArray[np.int32]:
+        """(N,) tokens before any cut."""
+        return lengths_of(rows, tokenizer)
+
+    def shown(self, rows: Any, place: int, tokenizer: Any, max_length: int) -> PreviewText:
+        """A row token by token, with its labels."""
+        numbers = [int(rows.labels[place])] if rows.labels.ndim == 1 else np.flatnonzero(rows.labels[place])
+        labels = tuple(self.labels[number] for number in numbers)
+        return shown_text(rows, place, labels, tokenizer, max_length)
+
+    def collate(self, targets: Targets) -> Tensor:
         """(B,) int64 label numbers, or (B, K) float32 zeros and ones."""
         return torch.from_numpy(np.ascontiguousarray(targets, np.float32 if self.multi_label else np.int64))
 
-    def reads(self, layout: Layout) -> Tensor | None:
+    def units(self, targets: Targets) -> int:
+        """B."""
+        return len(targets)
+
+    def reads(self, layout: Layout, targets: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """(B,) one token of each text; None for the mean, which reads them all."""
         return {"first": layout.first, "last": layout.last, "mean": None}[self.pooling]
 
-    def outputs(self, model: nn.Module, states: Tensor, layout: Layout) -> Tensor:
+    def outputs(
+        self,
+        model: nn.Module,
+        states: Tensor,
+        layout: Layout,
+        targets: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """(B, K) logits, float32."""
         return head_logits(model, pool(states, layout, self.pooling), self.pooling)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, layout: Layout | None = None) -> Tensor:  # noqa: ARG002
         """Cross-entropy over K labels, or the mean binary cross-entropy of each; a mean over the texts.
 
         With class weights too: divided by the number of texts and not by the sum of their weights, so that batches
@@ -86,11 +151,11 @@ class Classification:
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
         return logits / logits.sum(axis=1, keepdims=True)
 
-    def answers(self, outputs: NDArray[np.float32]) -> list[Answer]:
+    def answers(self, outputs: Outputs, encoded: Encoded | None = None) -> list[Answer]:  # noqa: ARG002
         """One label with its probability, or all labels over the threshold; and each label's probability."""
         values = self.label_values or self.labels
         answers = []
-        for row in self.probabilities(outputs).tolist():
+        for row in self.probabilities(dense(outputs)).tolist():
             scores = {name: round(p, 6) for name, p in zip(self.labels, row, strict=True)}
             if self.multi_label:
                 chosen = [value for value, p in zip(values, row, strict=True) if p >= self.threshold]
@@ -106,17 +171,25 @@ class Classification:
                 )
         return answers
 
-    def metrics(self, outputs: NDArray[np.float32], targets: NDArray[Any], *, seed: int = 0) -> Metrics:
+    def evaluation_loss(self, outputs: Outputs, encoded: Encoded) -> float:
+        """The loss of all texts together."""
+        assert encoded.targets is not None  # labelled rows were encoded
+        with torch.no_grad():
+            return float(self.loss(torch.from_numpy(dense(outputs)), self.collate(encoded.targets)))
+
+    def metrics(self, outputs: Outputs, encoded: Encoded, *, seed: int = 0) -> Metrics:
         """Accuracy, macro-F1, calibration and the rest, with bootstrap intervals."""
         measure = multilabel_metrics if self.multi_label else classification_metrics
-        return measure(targets, self.probabilities(outputs), self.labels, seed=seed)
+        targets = np.asarray(encoded.targets)
+        return measure(targets, self.probabilities(dense(outputs)), self.labels, seed=seed)
 
-    def score(self, outputs: NDArray[np.float32], targets: NDArray[Any]) -> tuple[str, float]:
+    def score(self, outputs: Outputs, encoded: Encoded) -> Decided:
         """Accuracy: the share of texts whose label, or whose every label, is right."""
-        if not self.multi_label:
-            return "accuracy", float((outputs.argmax(axis=1) == targets).mean())
-        given = self.probabilities(outputs) >= self.threshold
-        return "accuracy", float((given == targets.astype(bool)).all(axis=1).mean())
+        logits, targets = dense(outputs), np.asarray(encoded.targets)
+        if self.multi_label:
+            given = self.probabilities(logits) >= self.threshold
+            return Decided.share((given == targets.astype(bool)).all(axis=1))
+        return Decided.share(logits.argmax(axis=1) == targets)
 
     def facts(self) -> dict[str, Any]:
         """The fields, as JSON values."""
@@ -128,6 +201,7 @@ class Classification:
             "class_weights": list(self.class_weights),
             "label_smoothing": self.label_smoothing,
             "threshold": self.threshold,
+            "pair": self.pair,
         }
 
     @classmethod
@@ -140,19 +214,6 @@ class Classification:
         return cls(**fields)
 
 
-def pool(states: Tensor, layout: Layout, pooling: Pooling) -> Tensor:
-    """The states that `Classification.reads` picks -> (B, C) one state per text, float32.
-
-    "first" and "last" have picked them; "mean" takes the mean over the (T, C) states of each text's tokens (special
-    tokens included), as sentence-transformers has it.
-    """
-    if pooling != "mean":
-        return states.float()
-    sums = torch.zeros(len(layout.lengths), states.shape[1], device=states.device)
-    sums = sums.index_add(0, layout.text_of_token, states.float())
-    return sums / layout.cu_seqlens.diff().unsqueeze(1)
-
-
 def balanced_weights(targets: NDArray[Any], labels: Sequence[str], *, multi_label: bool) -> tuple[float, ...]:
     """Weights that give each label the same total weight: N / (K * count), as scikit-learn's "balanced".
 
@@ -163,3 +224,61 @@ def balanced_weights(targets: NDArray[Any], labels: Sequence[str], *, multi_labe
         return tuple(float(w) for w in (len(targets) - positives) / positives)
     counts = np.maximum(np.bincount(targets, minlength=len(labels)), 1)
     return tuple(float(w) for w in len(targets) / (len(labels) * counts))
+
+
+def _claims(source: Source, decoder: bool | None) -> str | None:  # noqa: ARG001
+    return "texts with labels"  # whatever nobody else claims; `prepare` says what is missing
+
+
+def _prepare(source: Source, options: Any) -> Prepared:  # noqa: ARG001
+    return prepare(source.config, target="labels", source=source)
+
+
+def _head(prepared: Prepared, options: Any) -> HeadSpec:  # noqa: ARG001
+    return sequence_head(prepared.labels, multi_label=prepared.multi_label)
+
+
+def _make(made: Making) -> Classification:
+    prepared: Prepared = made.prepared
+    weights: tuple[float, ...] = ()
+    if made.settings.class_weights == "balanced":
+        targets = np.asarray(prepared.train.labels)
+        weights = balanced_weights(targets, prepared.labels, multi_label=prepared.multi_label)
+    return Classification(
+        labels=prepared.labels,
+        label_values=tuple(prepared.label_set.value(i) for i in range(len(prepared.labels))),
+        multi_label=prepared.multi_label,
+        pooling=made.base.pooling,
+        class_weights=weights,
+        label_smoothing=made.settings.label_smoothing,
+        pair=prepared.columns.pair is not None,
+    )
+
+
+def _of_peft(folder: AdapterFolder, base: Base | None) -> Classification:
+    labels = tuple(f"LABEL_{i}" for i in range(head_outputs(folder)))
+    return Classification(labels=labels, pooling="first" if base is None else base.pooling)
+
+
+def _labelled(task: Classification, data: Mapping[str, Any], source: Source) -> Labelled:
+    return labelled_rows(source, data, labels=task.labels, multi_label=task.multi_label, pair=task.pair)
+
+
+KIND = Kind(
+    name="classification",
+    says="one label for each text, or several",
+    form="sequence",
+    claims=_claims,
+    prepare=_prepare,
+    head=_head,
+    make=_make,
+    from_facts=Classification.from_facts,
+    of_peft=_of_peft,
+    labelled=_labelled,
+    card=written.card,
+    findings=written.findings,
+    inspect=written.inspected,
+    headline=(Headline("accuracy", "accuracy"), Headline("macro_f1", "macro-F1")),
+    uses=frozenset({"pooling", "class_weights", "label_smoothing"}),
+    baselines=written.baselines,
+)

@@ -16,8 +16,10 @@ from torch import Tensor
 from veneer.adapter import CONFIG, FACTS, TENSORS, AdapterFolder, read_adapter
 from veneer.errors import AdapterError
 from veneer.lora import LoraConfig, count_parameters, lora_config_from_peft, resolve_targets
+from veneer.models.forms import HeadSpec
 from veneer.models.skeleton import skeleton
 from veneer.tasks.fitting import fit_lora
+from veneer.tasks.registry import kind_named
 
 __all__ = [
     "AdapterDescription",
@@ -112,6 +114,9 @@ class AdapterDescription:
 class BaseDescription:
     """A base, and what a configuration would adapt of it.
 
+    task          that its head is for
+    labels        outputs of the head; 0: as many as it has
+    pooling       of a head that gives one answer a text; else None
     parameters    of the base with its head
     trainable     values that would be trained
     saved         modules trained whole, by full name, and their values
@@ -120,8 +125,9 @@ class BaseDescription:
 
     name: str
     family: str
+    task: str
     labels: int
-    pooling: str
+    pooling: str | None
     max_length: int
     lora: LoraConfig
     groups: tuple[LayerGroup, ...]
@@ -180,22 +186,33 @@ def describe_adapter(path: str | Path) -> AdapterDescription:
     return AdapterDescription(folder, lora, _grouped(pairs), saved, files)
 
 
-def describe_base(name: str, lora: LoraConfig, *, labels: int = 2) -> BaseDescription:
-    """What `lora` would adapt of a base with a head of `labels` outputs; no weight is loaded.
+def describe_base(
+    name: str, lora: LoraConfig, *, labels: int = 2, task: str = "classification"
+) -> BaseDescription:
+    """What `lora` would adapt of a base with the head of a task; no weight is loaded.
+
+    Args:
+        name: folder or hub name.
+        lora: the adapter's configuration.
+        labels: outputs of the head, where the task says how many.
+        task: its name.
 
     Raises:
-        BaseError: the base's configuration can't be had or used.
+        BaseError: the base's configuration can't be had or used, or it can't carry such a head.
         TargetError: a pattern that matches nothing, or only in part.
     """
-    base = skeleton(name, labels=labels)
-    fitted = fit_lora(lora, base.model, base.head, base.pooling)
+    form = kind_named(task).form
+    named = tuple(f"LABEL_{i}" for i in range(labels)) if form in ("sequence", "tokens") else ()
+    base = skeleton(name, head=HeadSpec(form, named))
+    fitted = fit_lora(lora, base.head, base.unread)
     found = resolve_targets(base.model, fitted.lora)
     layers = ((t.name, t.in_features, t.out_features, t.r, t.parameters) for t in found.targets)
     return BaseDescription(
         name=base.name,
         family=base.family,
-        labels=labels,
-        pooling=base.pooling,
+        task=task,
+        labels=len(named),
+        pooling=base.pooling if form == "sequence" else None,
         max_length=base.max_length,
         lora=fitted.lora,
         groups=_grouped(layers),

@@ -18,9 +18,9 @@ from veneer.tasks.adapted import Adapted
 from veneer.tasks.classification import Classification
 from veneer.tasks.golden import golden_of
 
-__all__ = ["Drift", "Reference", "classification_of"]
+__all__ = ["SAMPLES", "Drift", "Reference", "classification_of"]
 
-_SAMPLES = (  # for adapters without golden inputs (PEFT's): what they say does not matter, their lengths do
+SAMPLES = (  # for adapters without golden inputs (PEFT's): what they say does not matter, their lengths do
     "Thanks",
     "You won a prize, call now to claim it",
     "The film was neither good nor bad, and I would not watch it a second time with my family or without it.",
@@ -63,7 +63,7 @@ class Reference:
     def of(cls, adapted: Adapted) -> Reference:
         """The golden answers of an adapter, or fresh ones; `adapted` has to be in fp32."""
         stored = None if adapted.facts is None else adapted.facts.golden
-        golden = stored if stored is not None and stored.inputs else golden_of(adapted, _SAMPLES)
+        golden = stored if stored is not None and stored.inputs else golden_of(adapted, SAMPLES)
         texts = tuple(str(text) for text in golden.inputs)
         ids = tuple(tuple(row) for row in adapted.encode(texts))
         logits = np.asarray(golden.outputs, dtype=np.float32)

@@ -1,7 +1,7 @@
 """Texts to token ids, with the tokenizer's own special tokens.
 
 Short lists for a prediction, and whole data sets ahead of time. Both cut a text that is too long at its end, special
-tokens kept. This file knows tokenizers of transformers and no task.
+tokens kept; pairs of texts are in `pairs`. This file knows tokenizers of transformers and no task.
 """
 
 from __future__ import annotations

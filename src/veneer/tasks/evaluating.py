@@ -1,29 +1,21 @@
 """How good an adapter is on labelled rows: a file, or the test part of a named source.
 
-It joins an `Adapted` with the data room's strict reading of labels; it knows no terminal and no training.
+It joins an `Adapted` with its kind's strict reading of rows; it knows no terminal and no training.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from veneer.data.choices import Choice
 from veneer.data.config import DataConfig
-from veneer.data.labels import LabelSet
-from veneer.data.prepare import prepare
-from veneer.data.reading import labelled
-from veneer.data.rows import LabelForm, Split
-from veneer.errors import AdapterError, DataError
+from veneer.data.sources import Source
 from veneer.evaluation.scores import Metrics
 from veneer.tasks.adapted import Adapted, Progress
-from veneer.tasks.classification import Classification
-from veneer.tasks.encoding import token_store
 
 __all__ = ["Evaluated", "evaluate"]
 
@@ -44,69 +36,45 @@ def evaluate(
     source: str | Path,
     *,
     text_column: str | None = None,
+    text_pair_column: str | None = None,
     label_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
     """Answer labelled rows and compare.
 
     Args:
-        adapted: a classifier.
+        adapted: what answers.
         source: a file; or a named source or data set of the hub, of which the test part is taken, split as for
             training.
-        text_column, label_column: what to read; None: the columns of training if the file has them, else inferred.
+        text_column, text_pair_column, label_column, columns: what to read; None: the columns of training if the file
+            has them, else inferred.
         variant: of a named source.
         progress: told the texts done, and all.
 
     Raises:
         DataError: the rows can't be read, or hold labels that the adapter does not know.
-        AdapterError: not a classifier.
     """
-    task = adapted.task
-    if not isinstance(task, Classification):
-        raise AdapterError(
-            f"This adapter is for the task {task.name!r}; only classifiers are evaluated on labels."
-        )
-    labels, form = _labels(adapted, task)
+    named = {
+        "text_column": text_column,
+        "text_pair_column": text_pair_column,
+        "label_column": label_column,
+        "columns": dict(columns) if columns else None,
+        "variant": variant,
+    }
     path = Path(source)
-    if path.is_file():
-        text, label = _columns(adapted, path, text_column, label_column)
-        split, notes = labelled(path, labels, form, text_column=text, label_column=label)
-        targets, choices = np.asarray(split.labels), notes.choices
-        warnings = [*notes.warnings, *_seen_before(adapted, path)]
-    else:
-        named = {"text_column": text_column, "label_column": label_column, "variant": variant}
-        config = _as_trained(adapted, str(source)) | {k: v for k, v in named.items() if v is not None}
-        prepared = prepare(DataConfig.parse(config, where="the data"))
-        split, choices, warnings = prepared.test, list(prepared.choices), list(prepared.warnings)
-        if not len(split):
-            raise DataError(f"{source} has no test part. Give a file of labelled rows.")
-        targets = _renumbered(split, prepared.label_set, labels)
+    below: dict[str, Any] = {"source": str(source)}
+    if not path.is_file():
+        below = _as_trained(adapted, str(source))
+    config = DataConfig.parse(below | {k: v for k, v in named.items() if v is not None}, where="the data")
+    data: dict[str, Any] = adapted.facts.data if adapted.facts is not None else {}
+    found = adapted.kind.labelled(adapted.task, data, Source(config))
     began = time.perf_counter()
-    store = token_store((texts for texts, _ in split.batches()), adapted.base.tokenizer, adapted.max_length)
-    metrics = task.metrics(adapted.outputs_of(store, progress=progress), targets)
-    return Evaluated(metrics, len(split), tuple(choices), tuple(warnings), time.perf_counter() - began)
-
-
-def _labels(adapted: Adapted, task: Classification) -> tuple[LabelSet, LabelForm]:
-    """The adapter's labels, read as training read them."""
-    data: dict[str, Any] = adapted.facts.data if adapted.facts is not None else {}
-    kind = data.get("labels", {}).get("kind", "string")
-    return LabelSet(task.labels, kind), LabelForm(task.multi_label, data.get("label_separator"))
-
-
-def _columns(
-    adapted: Adapted, path: Path, text: str | None, label: str | None
-) -> tuple[str | None, str | None]:
-    """The columns that were trained on, where the file has both and nothing else was asked for."""
-    from veneer.data.tables import open_stream
-
-    data: dict[str, Any] = adapted.facts.data if adapted.facts is not None else {}
-    known = open_stream(path).columns
-    before = (data.get("text_column"), data.get("label_column"))
-    if text is None and label is None and all(name in known for name in before):
-        return before
-    return text, label
+    encoded = adapted.task.encode(found.rows, adapted.base.tokenizer, adapted.max_length)
+    metrics = adapted.task.metrics(adapted.outputs_of(encoded, progress=progress), encoded)
+    warnings = (*found.warnings, *_seen_before(adapted, path))
+    return Evaluated(metrics, len(found.rows), found.choices, warnings, time.perf_counter() - began)
 
 
 def _as_trained(adapted: Adapted, source: str) -> dict[str, Any]:
@@ -126,14 +94,3 @@ def _seen_before(adapted: Adapted, path: Path) -> list[str]:
             f"{path} is the file that this adapter was trained on, so these numbers flatter. Use other rows."
         ]
     return []
-
-
-def _renumbered(split: Split, theirs: LabelSet, ours: LabelSet) -> NDArray[Any]:
-    """The labels of a split under the adapter's numbers."""
-    numbers = np.array([ours.id(name) for name in theirs.names], dtype=np.int64)
-    targets = np.asarray(split.labels)
-    if targets.ndim == 1:
-        return numbers[targets]
-    found = np.zeros((len(targets), len(ours)), np.uint8)
-    found[:, numbers] = targets
-    return found

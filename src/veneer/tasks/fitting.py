@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from veneer.lora import LoraConfig
-from veneer.models import Pooling
-from veneer.models.heads import unread_modules
 
 __all__ = ["Fitted", "fit_lora"]
 
@@ -30,14 +26,16 @@ class Fitted:
     unread: tuple[str, ...] = ()
 
 
-def fit_lora(lora: LoraConfig, model: nn.Module, head: Sequence[str], pooling: Pooling) -> Fitted:
-    """Fill in `modules_to_save` and `exclude_modules` where they are None; what was given stays."""
+def fit_lora(lora: LoraConfig, head: Sequence[str], unread: Sequence[str]) -> Fitted:
+    """Fill in `modules_to_save` (the head) and `exclude_modules` (what no output depends on) where they are None; what
+    was given stays.
+    """
     changes: dict[str, object] = {}
     if lora.modules_to_save is None and head:
         changes["modules_to_save"] = tuple(head)
-    unread: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     if lora.target_modules == "all-linear" and lora.exclude_modules is None:
-        unread = unread_modules(model, pooling)
-    if unread:
-        changes["exclude_modules"] = unread
-    return Fitted(LoraConfig.from_dict(lora.to_dict() | changes), unread)
+        left_out = tuple(unread)
+    if left_out:
+        changes["exclude_modules"] = left_out
+    return Fitted(LoraConfig.from_dict(lora.to_dict() | changes), left_out)

@@ -9,24 +9,40 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from veneer.adapter import Golden
 from veneer.errors import AdapterError, DriftError
-from veneer.tasks.encoding import TokenLists
+from veneer.tasks.base import Encoded, Input, Outputs
 
 if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
 
-__all__ = ["GOLDEN_TOLERANCE", "golden_of", "replay"]
+__all__ = ["GOLDEN_TOLERANCE", "golden_of", "golden_rows", "replay"]
 
 GOLDEN_TOLERANCE = 2e-3  # fp32 logits on another processor, whose sums have another order
 
 
-def golden_of(adapted: Adapted, texts: Sequence[str]) -> Golden:
+def golden_of(adapted: Adapted, inputs: Sequence[Input]) -> Golden:
     """The answers to store with an adapter; `adapted` has to be in fp32."""
-    outputs = adapted.outputs_of(TokenLists(adapted.encode(texts)))
-    rows = tuple(tuple(round(float(value), 6) for value in row) for row in outputs)
-    return Golden(inputs=tuple(texts), outputs=rows, tolerance=GOLDEN_TOLERANCE)
+    rows = tuple(tuple(round(float(value), 6) for value in row) for row in golden_rows(adapted, inputs))
+    return Golden(inputs=tuple(inputs), outputs=rows, tolerance=GOLDEN_TOLERANCE)
+
+
+def golden_rows(adapted: Adapted, inputs: Sequence[Input]) -> list[NDArray[np.float32]]:
+    """All numbers of the head for each input, one after the other, whatever their shape is."""
+    encoded = adapted.encode_inputs(inputs)
+    return _of_each_example(adapted.outputs_of(encoded), encoded)
+
+
+def _of_each_example(outputs: Outputs, encoded: Encoded) -> list[NDArray[np.float32]]:
+    features = [outputs[place].reshape(-1) for place in range(len(encoded))]
+    if encoded.example is None:
+        return features
+    return [
+        np.concatenate([features[place] for place in np.flatnonzero(encoded.example == number)])
+        for number in range(encoded.examples)
+    ]
 
 
 def replay(adapted: Adapted, golden: Golden) -> None:
@@ -38,20 +54,27 @@ def replay(adapted: Adapted, golden: Golden) -> None:
     """
     if not golden.inputs:
         return
-    outputs = adapted.outputs_of(TokenLists(adapted.encode([str(text) for text in golden.inputs])))
-    stored = np.asarray(golden.outputs, dtype=np.float32)
-    if outputs.shape != stored.shape:
+    found = golden_rows(adapted, golden.inputs)
+    stored = [np.asarray(row, dtype=np.float32) for row in golden.outputs]
+    shapes = [len(row) for row in found], [len(row) for row in stored]
+    if shapes[0] != shapes[1]:
         raise AdapterError(
-            f"veneer.json stores golden outputs of the shape {stored.shape}, the adapter gives {outputs.shape}. "
+            f"veneer.json stores golden outputs of the sizes {shapes[1]}, the adapter gives {shapes[0]}. "
             "The folder is damaged; train it again."
         )
-    difference = np.abs(outputs - stored)
-    limit = golden.tolerance * max(1.0, float(np.abs(stored).max()))
-    if not difference.max() <= limit:  # so that NaN is a difference too
-        row = int(difference.max(axis=1).argmax())
+    values = np.concatenate(stored)
+    limit = golden.tolerance * max(1.0, float(np.abs(values).max(initial=0.0)))
+    off = [float(np.abs(ours - theirs).max(initial=0.0)) for ours, theirs in zip(found, stored, strict=True)]
+    if not max(off) <= limit or np.isnan(off).any():
+        row = int(np.argmax(np.nan_to_num(np.asarray(off), nan=np.inf)))
         raise DriftError(
             f"This adapter does not answer as it did when it was stored: golden input {row} gives "
-            f"{np.round(outputs[row], 4).tolist()}, stored was {np.round(stored[row], 4).tolist()} "
+            f"{_listed(found[row])}, stored was {_listed(stored[row])} "
             f"(limit {limit:.1e}). Its files, its base or a library has changed; train it again, or load it with "
             "verify=False (--no-verify) if you know why."
         )
+
+
+def _listed(row: NDArray[np.float32], most: int = 12) -> str:
+    found = np.round(row, 4).tolist()
+    return str(found) if len(found) <= most else f"{str(found[:most])[:-1]}, ... {len(found) - most} more]"

@@ -14,12 +14,13 @@ import torch
 import yaml
 
 from veneer.lora import Combined
+from veneer.models.forms import HEAD_CLASSES
 from veneer.models.heads import head_code
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift
 
-__all__ = ["combined_page", "merged_page", "onnx_page", "peft_page"]
+__all__ = ["combined_page", "merged_page", "merged_task_page", "onnx_page", "peft_page"]
 
 _POOLED = {
     "mean": "(states * inside).sum(1) / inside.sum(1)",
@@ -45,6 +46,44 @@ def merged_page(
         "adapter's.",
         "" if native else _pooling_note(task),
         _usage("", loading, adapted, task, native),
+    )
+
+
+def merged_task_page(adapter: str, adapted: Adapted, dtype: torch.dtype, drift: Drift) -> str:
+    """README.md of a merged model that is no plain classifier."""
+    card = adapted.kind.card(adapted)
+    auto = HEAD_CLASSES[adapted.task.head.form].auto
+    loading = (
+        f"from transformers import {auto}, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
+        f'model = {auto}.from_pretrained("path/to/this/folder").eval()\n'
+    )
+    return _page(
+        {"library_name": "transformers", "base_model": adapted.base.name, "base_model_relation": "merge"},
+        adapter,
+        f"{adapted.base.name} with the LoRA adapter {adapter} merged into its weights ({_short(dtype)}): "
+        f"{card.summary}. On {drift.texts} stored inputs its numbers differ by at most {drift.largest:.1e} from the "
+        "adapter's.",
+        "",
+        _fence(loading + (_writing_code(adapted.task) if adapted.task.head.form == "causal" else "")),
+        pipeline_tag=card.pipeline_tag,
+    )
+
+
+def _writing_code(task: Any) -> str:
+    """Python that lets `model` answer, behind the lines that load it."""
+    if task.data == "text" or task.template.origin == "none":
+        asking = 'prompt = tokenizer("the text that goes on", return_tensors="pt")\n'
+    else:
+        asking = (
+            'messages = [{"role": "user", "content": "what is asked"}]\n'
+            "prompt = tokenizer.apply_chat_template(\n"
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
+            ")\n"
+        )
+    return (
+        f"{asking}answer = model.generate(**prompt, max_new_tokens=128, do_sample=False)\n"
+        'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n'
     )
 
 
@@ -109,8 +148,16 @@ def combined_page(
     )
 
 
-def _page(matter: dict[str, Any], title: str, what: str, note: str, code: str) -> str:
-    matter = {**matter, "pipeline_tag": "text-classification", "tags": ["lora", "veneer"]}
+def _page(
+    matter: dict[str, Any],
+    title: str,
+    what: str,
+    note: str,
+    code: str,
+    *,
+    pipeline_tag: str = "text-classification",
+) -> str:
+    matter = {**matter, "pipeline_tag": pipeline_tag, "tags": ["lora", "veneer"]}
     front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
     return "\n\n".join(part for part in (f"---\n{front}---", f"# {title}", what, note, code) if part) + "\n"
 

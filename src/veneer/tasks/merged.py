@@ -23,13 +23,15 @@ from veneer.lora import merge_and_unload
 from veneer.models import Base, load_base
 from veneer.models.hashing import weight_files
 from veneer.models.heads import Pooling, native_pooling
-from veneer.models.load import quiet
+from veneer.models.load import first_line, quiet
 from veneer.tasks.adapted import Adapted, load
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift, Reference, classification_of
-from veneer.tasks.encoding import encode_texts
-from veneer.tasks.leaving_pages import merged_page
+from veneer.tasks.encoding import encode_texts, special_ends
+from veneer.tasks.leaving_pages import merged_page, merged_task_page
 from veneer.tasks.plain import plain_logits
+from veneer.tasks.replayed import Replay
+from veneer.tasks.templates import Template
 
 __all__ = ["Merged", "merge_adapter", "merge_into_base_", "write_tokenizer"]
 
@@ -48,7 +50,7 @@ class Merged:
     Attributes:
         path: the folder.
         dtype: of the weights.
-        pooling: what the head reads.
+        pooling: what the head reads; None where there is no pooling: a head on each token, a language model.
         native: whether transformers' own class reads the same.
         drift: how far its answers are from the adapter's.
         size_bytes: of the weights' files.
@@ -57,7 +59,7 @@ class Merged:
 
     path: Path
     dtype: str
-    pooling: Pooling
+    pooling: Pooling | None
     native: bool
     drift: Drift
     size_bytes: int
@@ -76,7 +78,7 @@ def merge_adapter(
         overwrite: whether a model there may be replaced; never the base itself.
 
     Raises:
-        UserMistake: something stands at `out`; an adapter that is no classifier.
+        UserMistake: something stands at `out`.
         DriftError: the model that was written, loaded again, does not answer as the adapter does. Nothing is left.
         AdapterError, BaseError: as for `load`; a merged weight is not finite.
     """
@@ -84,18 +86,18 @@ def merge_adapter(
     refuse_existing(out, marker="config.json", what="a model", overwrite=overwrite)
     adapted = load(adapter, base=base, precision="fp32", mode="padded")
     _refuse_sources(out, adapter, adapted.base.folder)
-    task, reference = classification_of(adapted, "veneer merge"), Reference.of(adapted)
+    check = _ClassifierCheck.of(adapted) if _is_plain_classifier(adapted) else _Check.of(adapted)
     dtype = _stored_dtype(adapted.base.folder)
     merge_into_base_(adapted, dtype)
-    half = dtype in (torch.bfloat16, torch.float16)
-    native = native_pooling(adapted.model) == task.pooling
+    pooling = _pooling_of(adapted)
+    native = pooling is None or native_pooling(adapted.model) == pooling
     with replacing_folder(out) as folder:
-        _write(folder, adapted, task, native)
-        drift = _check(folder, adapted, task, reference, half)
-        warnings = _warnings(task.pooling, native, drift)
-        write_text(folder / "README.md", merged_page(adapter.name, adapted, task, dtype, drift, native))
+        _write(folder, adapted, pooling, native)
+        drift = check.drift(folder, half=dtype in (torch.bfloat16, torch.float16))
+        warnings = _warnings(pooling, native, drift)
+        write_text(folder / "README.md", _page(adapter.name, adapted, dtype, drift, native))
         size = sum(file.stat().st_size for file in weight_files(folder))
-    return Merged(out, _name(dtype), task.pooling, native, drift, size, warnings)
+    return Merged(out, _name(dtype), pooling, native, drift, size, warnings)
 
 
 def merge_into_base_(adapted: Adapted, dtype: torch.dtype = torch.float32) -> None:
@@ -147,19 +149,41 @@ def _refuse_sources(out: Path, *sources: Path) -> None:
             )
 
 
-def _write(folder: Path, adapted: Adapted, task: Classification, native: bool) -> None:
+def _write(folder: Path, adapted: Adapted, pooling: Pooling | None, native: bool) -> None:
     model: Any = adapted.model
-    model.config.problem_type = (
-        "multi_label_classification" if task.multi_label else "single_label_classification"
-    )
-    with quiet():
-        model.save_pretrained(folder)
-    write_tokenizer(folder, adapted)
+    if isinstance(adapted.task, Classification):
+        several = adapted.task.multi_label
+        model.config.problem_type = "multi_label_classification" if several else "single_label_classification"
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+    except ValueError as error:  # transformers checks the settings of generation when it writes them
+        raise BaseError(
+            f"transformers does not write this model: {first_line(error)}. Nothing was written. Mend "
+            f"generation_config.json in {adapted.base.folder}."
+        ) from error
+    if adapted.base.spec.form == "causal":
+        write_writing_tokenizer(folder, adapted)
+    else:
+        write_tokenizer(folder, adapted)
     if not native:
         width = int(model.config.get_text_config().hidden_size)
-        modes = {mode: pooling == task.pooling for pooling, mode in _MODES.items()}
+        modes = {mode: name == pooling for name, mode in _MODES.items()}
         sidecar = {"word_embedding_dimension": width, **modes}
         write_text(folder / "1_Pooling" / "config.json", json.dumps(sidecar, indent=2) + "\n")
+
+
+def write_writing_tokenizer(folder: Path, adapted: Adapted) -> None:
+    """The base's tokenizer with the adapter's template as its chat template, padding on the left."""
+    tokenizer: Any = adapted.base.tokenizer
+    template: Template = adapted.task.template  # type: ignore[attr-defined]
+    if template.source:
+        begins = not template.writes_specials and special_ends(tokenizer)[0] > 0
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + template.source
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"  # an answer goes on behind the last token
+    tokenizer.save_pretrained(folder)
 
 
 def write_tokenizer(folder: Path, adapted: Adapted) -> None:
@@ -172,27 +196,81 @@ def write_tokenizer(folder: Path, adapted: Adapted) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _check(folder: Path, adapted: Adapted, task: Classification, reference: Reference, half: bool) -> Drift:
-    """Load the folder as a stranger would, and ask for the golden answers."""
-    again: Base = load_base(str(folder), labels=task.labels, multi_label=task.multi_label)
-    if again.pooling != task.pooling or again.max_length != adapted.max_length:
+@dataclass(frozen=True)
+class _ClassifierCheck:
+    """What a classifier answered before it was merged, to be asked again as a stranger would."""
+
+    adapted: Adapted
+    task: Classification
+    reference: Reference
+
+    @classmethod
+    def of(cls, adapted: Adapted) -> _ClassifierCheck:
+        return cls(adapted, classification_of(adapted, "veneer merge"), Reference.of(adapted))
+
+    def drift(self, folder: Path, *, half: bool) -> Drift:
+        """By transformers' own forward where the pooling is its own."""
+        reference = self.reference
+        again = _loaded(folder, self.adapted)
+        reference.check_tokens(
+            encode_texts(again.tokenizer, reference.texts, again.max_length), what="The merged model"
+        )
+        logits = plain_logits(again.model, again.pooling, reference.ids)
+        return reference.drift(logits, half=half, what="The merged model")
+
+
+@dataclass(frozen=True)
+class _Check:
+    """The same for every other task: its own numbers on the padded computation."""
+
+    adapted: Adapted
+    replay: Replay
+
+    @classmethod
+    def of(cls, adapted: Adapted) -> _Check:
+        return cls(adapted, Replay.of(adapted))
+
+    def drift(self, folder: Path, *, half: bool) -> Drift:
+        return self.replay.drift(_loaded(folder, self.adapted), half=half, what="The merged model")
+
+
+def _loaded(folder: Path, adapted: Adapted) -> Base:
+    """The folder as a stranger loads it."""
+    again = load_base(str(folder), head=adapted.task.head)
+    wanted = adapted.base.max_length if adapted.base.spec.form == "causal" else adapted.max_length
+    pooling = _pooling_of(adapted) or again.pooling
+    if again.pooling != pooling or again.max_length != wanted:
         raise BaseError(
             f"The merged model would be read by {again.pooling} pooling, {again.max_length} tokens; expected "
-            f"{task.pooling}, {adapted.max_length}. Nothing was written. Please report it with the base's name."
+            f"{pooling}, {wanted}. Nothing was written. Please report it with the base's name."
         )
     if again.new_parameters:
         raise BaseError(
             f"The merged model lacks {', '.join(sorted(again.new_parameters)[:3])}. Nothing was written. Please "
             "report it with the base's name."
         )
-    reference.check_tokens(
-        encode_texts(again.tokenizer, reference.texts, again.max_length), what="The merged model"
-    )
-    logits = plain_logits(again.model, again.pooling, reference.ids)
-    return reference.drift(logits, half=half, what="The merged model")
+    return again
 
 
-def _warnings(pooling: Pooling, native: bool, drift: Drift) -> tuple[str, ...]:
+def _pooling_of(adapted: Adapted) -> Pooling | None:
+    """What a head on whole texts reads; None for the other heads."""
+    task: Any = adapted.task
+    pooling: Pooling | None = task.pooling if task.head.form == "sequence" else None
+    return pooling
+
+
+def _is_plain_classifier(adapted: Adapted) -> bool:
+    return isinstance(adapted.task, Classification) and adapted.task.inputs == ("text",)
+
+
+def _page(name: str, adapted: Adapted, dtype: torch.dtype, drift: Drift, native: bool) -> str:
+    if _is_plain_classifier(adapted):
+        assert isinstance(adapted.task, Classification)
+        return merged_page(name, adapted, adapted.task, dtype, drift, native)
+    return merged_task_page(name, adapted, dtype, drift)
+
+
+def _warnings(pooling: Pooling | None, native: bool, drift: Drift) -> tuple[str, ...]:
     found = []
     if not native:
         found.append(

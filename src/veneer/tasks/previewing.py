@@ -5,45 +5,72 @@ It joins the two rooms; it prints nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
 from veneer.data.config import DataConfig
 from veneer.data.download import Progress
-from veneer.data.prepare import prepare
 from veneer.data.preview import Preview, preview
+from veneer.data.sources import Source
 from veneer.models.skeleton import skeleton
-from veneer.tasks.encoding import encode_texts, token_shower
+from veneer.tasks.inference import check_base, infer_kind
+from veneer.tasks.kind import Making
 
-__all__ = ["preview_source"]
+__all__ = ["Previewed", "preview_source"]
+
+
+@dataclass(frozen=True)
+class Previewed:
+    """The task that the source asks for, and the data as that task reads them."""
+
+    task: str
+    preview: Preview
 
 
 def preview_source(
     config: DataConfig,
     base: str,
     *,
+    task: str = "auto",
+    options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     examples: int = 5,
     progress: Progress | None = None,
-) -> Preview:
+) -> Previewed:
     """Read, split and tokenise as training would.
 
     Args:
         config: the data.
         base: hub name or folder; only its configuration and tokenizer are read.
-        max_length: tokens that a text is cut to; None: what the base reads.
-        examples: how many texts to show.
+        task: its name; "auto" infers it.
+        options: of the task's own.
+        max_length: tokens that an example is cut to; None: what the base reads.
+        examples: how many to show.
         progress: told of downloads.
 
     Raises:
         DataError, SourceError: data that can't be used.
-        BaseError: a base whose configuration or tokenizer can't be had.
+        BaseError: a base whose configuration or tokenizer can't be had, or that can't do this task.
     """
-    prepared = prepare(config, progress=progress)
-    found = skeleton(base, labels=len(prepared.labels))
+    source = Source(config, progress)
+    kind, inferred = infer_kind(task, source, base)
+    chosen = kind.options.parse(options or {}, where=f"options of the task {kind.name}")
+    prepared = kind.prepare(source, chosen)
+    said = check_base(kind, base)
+    found = skeleton(base, head=kind.head(prepared, chosen))
     limit = found.max_length if max_length is None else min(max_length, found.max_length)
-    tokenizer = found.tokenizer
-    return preview(
+    making = Making(prepared, found, chosen)
+    made, tokenizer = kind.make(making), found.tokenizer
+    seen = preview(
         prepared,
-        lambda texts: encode_texts(tokenizer, texts),
-        token_shower(tokenizer, limit),
+        lambda rows: made.full_lengths(rows, tokenizer),
+        lambda rows, place: made.shown(rows, place, tokenizer, limit),
         max_length=limit,
         n=examples,
     )
+    seen = replace(seen, choices=(*seen.choices, *making.notes.choices))
+    if inferred is not None and all(choice.what != "task" for choice in seen.choices):
+        seen = replace(seen, choices=(inferred, *seen.choices))
+    warnings = (*seen.warnings, *([said] if said else []), *making.notes.warnings)
+    return Previewed(kind.name, replace(seen, warnings=warnings))

@@ -19,6 +19,7 @@ from veneer.files import write_text
 from veneer.lora.config import LoraConfig
 from veneer.models.locate import DEFAULT_BASE
 from veneer.strict import StrictModel
+from veneer.tasks.registry import kind_named
 
 __all__ = ["LORA_DEFAULTS", "TrainConfig", "merged", "resolved_lora"]
 
@@ -32,7 +33,8 @@ class TrainConfig(StrictModel):
     data                   where the texts are (see `DataConfig`)
     base                   hub name or folder of the base
     base_revision          branch, tag or commit on the hub
-    task                   what to learn; "auto" infers it from the table
+    task                   what to learn, such as "classification"; "auto" infers it from the table and the base
+    options                settings of the task's own, such as a template; which there are is the task's to say
     lora                   fields of `LoraConfig`; `lora_alpha` defaults to 2 r, `target_modules` to "all-linear"
     pooling                which states the head reads: "mean", "first", "last"; "auto": as the base was trained
     max_length             tokens that a text is cut to; None: what the base reads
@@ -63,7 +65,8 @@ class TrainConfig(StrictModel):
     data: DataConfig
     base: str = DEFAULT_BASE
     base_revision: str | None = None
-    task: Literal["auto", "classification"] = "auto"
+    task: str = "auto"
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
     lora: dict[str, Any] = pydantic.Field(default_factory=dict)
     pooling: Literal["auto", "mean", "first", "last"] = "auto"
     max_length: int | None = pydantic.Field(default=None, ge=1)
@@ -88,6 +91,16 @@ class TrainConfig(StrictModel):
     checkpoint_every_s: float = pydantic.Field(default=20.0, gt=0)
     trackers: tuple[str, ...] = ()
     baselines: bool = True
+
+    @pydantic.field_validator("task")
+    @classmethod
+    def _known_task(cls, given: str) -> str:
+        if given != "auto":
+            try:
+                kind_named(given)
+            except ConfigError as error:
+                raise ValueError(str(error).removeprefix("task: ")) from error
+        return given
 
     @pydantic.field_validator("lora")
     @classmethod

@@ -11,7 +11,6 @@ the report of the run holds it against what it took. This file knows runs and th
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import time
@@ -215,12 +214,11 @@ def _answering_seconds(run: Run, name: str, budget_s: float) -> float:
     lengths = store.lengths.astype(np.int64)
     batches = length_batches(lengths)
     order = np.unique(np.linspace(0, len(batches) - 1, min(len(batches), 12)).astype(int))
-    read = functools.partial(run.adapted.task.outputs, run.adapted.model)
     seconds, tokens = 0.0, 0
     for number in order:
         rows = np.sort(batches[number])
         began = time.perf_counter()
-        run.adapted.map_rows(store, rows, read, prefix=run.prefixes.get(name))
+        run.adapted.outputs_of(store, rows=rows, prefix=run.prefixes.get(name))
         seconds += time.perf_counter() - began
         tokens += int(lengths[rows].sum())
         if seconds > budget_s:

@@ -12,33 +12,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import veneer
 from veneer.adapter import AdapterFolder, BaseFacts, Facts, read_adapter, write_adapter
-from veneer.data.rows import Split
-from veneer.evaluation.baselines import (
-    Baseline,
-    compared,
-    linear_probe,
-    majority_baseline,
-    rows_right,
-    tfidf_baseline,
-)
+from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.facts import BaseFacts as ReportedBase
 from veneer.evaluation.facts import ReportFacts
-from veneer.evaluation.mistakes import likely_mislabelled, worst_errors
 from veneer.evaluation.scores import Metrics
 from veneer.evaluation.verdict import Verdict, verdict_of
-from veneer.lora import adapter_state_dict, disabled, peft_config_dict
+from veneer.lora import adapter_state_dict, peft_config_dict
+from veneer.models.forms import HEAD_CLASSES
 from veneer.models.heads import native_pooling
 from veneer.tasks.adapted import Adapted, load
-from veneer.tasks.classification import Classification, pool
+from veneer.tasks.base import Input, Outputs
 from veneer.tasks.golden import golden_of
+from veneer.tasks.kind import Findings, Told
 from veneer.training.loop import Trained
 from veneer.training.pages import pages
 from veneer.training.prepare import Run
@@ -46,7 +37,6 @@ from veneer.training.prepare import Run
 __all__ = ["Finished", "finish", "measure"]
 
 GOLDEN_TEXTS = 8
-_PROBE_TEXTS = 4_000  # training texts whose features the untuned base is judged by
 
 
 @dataclass(frozen=True)
@@ -55,13 +45,13 @@ class Measured:
 
     Attributes:
         metrics: by split name ("validation", "test").
-        probabilities: (N, K) by split name.
+        outputs: of the head, by split name.
         baselines: on the split that decides.
         seconds: that measuring took.
     """
 
     metrics: dict[str, Metrics]
-    probabilities: dict[str, NDArray[np.float64]]
+    outputs: dict[str, Outputs]
     baselines: tuple[Baseline, ...]
     seconds: float
 
@@ -110,54 +100,30 @@ class Finished:
 
 
 def measure(run: Run) -> Measured:
-    """Metrics of the trained adapter on validation and test, and what simpler means reach on the same rows."""
+    """Metrics of the trained adapter on validation and test, and what simpler means reach on the same rows.
+
+    What the task chooses on the validation rows is chosen first, and is part of the run's task from then on.
+    """
     began = time.perf_counter()
-    task = run.adapted.task
-    assert isinstance(task, Classification)
     metrics: dict[str, Metrics] = {}
-    probabilities: dict[str, NDArray[np.float64]] = {}
-    for split in (run.prepared.validation, run.prepared.test):
-        if len(split):
-            outputs = run.adapted.outputs_of(run.stores[split.name], prefix=run.prefixes.get(split.name))
-            metrics[split.name] = task.metrics(outputs, np.asarray(split.labels), seed=run.config.seed)
-            probabilities[split.name] = task.probabilities(outputs)
-    found = Measured(metrics, probabilities, (), 0.0)
+    outputs: dict[str, Outputs] = {}
+    for name in ("validation", "test"):
+        if name not in run.stores:
+            continue
+        outputs[name] = run.adapted.outputs_of(run.stores[name], prefix=run.prefixes.get(name))
+        settle = run.adapted.kind.settle
+        if name == "validation" and settle is not None:
+            task = settle(run.adapted.task, outputs[name], run.stores[name])
+            run.adapted = replace(run.adapted, task=task)
+        metrics[name] = run.adapted.task.metrics(outputs[name], run.stores[name], seed=run.config.seed)
+    adapted = run.adapted
+    found = Measured(metrics, outputs, (), 0.0)
     baselines: tuple[Baseline, ...] = ()
-    if run.config.baselines and found.decisive is not None:
-        baselines = _baselines(run, task, found.decisive, probabilities[found.decisive])
+    compare, decisive = adapted.kind.baselines, found.decisive
+    if run.config.baselines and decisive is not None and compare is not None:
+        train, held_out = run.stores["train"], run.stores[decisive]
+        baselines = compare(adapted, train, held_out, outputs[decisive], run.config.seed)
     return replace(found, baselines=baselines, seconds=time.perf_counter() - began)
-
-
-def _baselines(
-    run: Run, task: Classification, name: str, probabilities: NDArray[np.float64]
-) -> tuple[Baseline, ...]:
-    train, split = run.prepared.train, _split(run, name)
-    known, targets = np.asarray(train.labels), np.asarray(split.labels)
-    tests = {name: (split.texts(), targets)}
-    rows = np.sort(np.random.default_rng(run.config.seed).permutation(len(train))[:_PROBE_TEXTS])
-    with disabled(run.adapted.model):
-        features = _features(run.adapted, run.stores["train"], rows)
-        held_out = _features(run.adapted, run.stores[name], np.arange(len(split)))
-    found = [
-        majority_baseline(known, {name: targets}, task.labels),
-        tfidf_baseline(train.texts(), known, tests, task.labels, seed=run.config.seed),
-        linear_probe(features, known[rows], {name: (held_out, targets)}, task.labels, seed=run.config.seed),
-    ]
-    right = rows_right(targets, probabilities, threshold=task.threshold)
-    return tuple(compared(baseline[name], right, seed=run.config.seed) for baseline in found)
-
-
-def _features(adapted: Adapted, store: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(M, C) the pooled states of some texts, without the head."""
-    task = adapted.task
-    assert isinstance(task, Classification)
-    return adapted.map_rows(store, rows, lambda hidden, layout: pool(hidden, layout, task.pooling))
-
-
-def _split(run: Run, name: str) -> Split:
-    return {"train": run.prepared.train, "validation": run.prepared.validation, "test": run.prepared.test}[
-        name
-    ]
 
 
 def finish(
@@ -179,6 +145,9 @@ def finish(
         first_step_s: seconds from the start to the end of the first step.
         overwrite: whether an adapter there may be replaced.
     """
+    found = findings_of(run, trained, measured)
+    if run.adapted.kind.seal_ is not None:
+        run.adapted = replace(run.adapted, task=run.adapted.kind.seal_(run.adapted.task, run.adapted.model))
     adapted = run.adapted
     tensors = adapter_state_dict(adapted.model)
     peft_config = peft_config_dict(
@@ -193,13 +162,11 @@ def finish(
     shutil.rmtree(staging, ignore_errors=True)
     write_adapter(staging, peft_config=peft_config, tensors=tensors, facts=facts)
     again = load(staging, base=str(adapted.base.folder), precision="fp32", mode=run.config.mode)
-    facts = facts.replace(golden=golden_of(again, _golden_texts(run)))
+    facts = facts.replace(golden=golden_of(again, _golden_inputs(run)))
     size = read_adapter(staging).size_bytes
     seconds = time.monotonic() - began
     facts = facts.replace(speed={**facts.speed, "seconds": round(seconds, 3)})
-    extra: dict[str, str | bytes] = dict(
-        pages(run, trained, measured, facts, mistakes_of(run, measured), size)
-    )
+    extra: dict[str, str | bytes] = dict(pages(run, trained, measured, facts, found, size))
     extra["config.yaml"] = run.config.to_yaml()
     write_adapter(
         out, peft_config=peft_config, tensors=tensors, facts=facts, extra_files=extra, overwrite=overwrite
@@ -213,7 +180,10 @@ def task_type(adapted: Adapted) -> str | None:
     With another pooling there is none: PEFT's Auto classes then refuse the folder instead of answering wrongly, and
     `PeftModel.from_pretrained` loads it with the code of the model card.
     """
-    return "SEQ_CLS" if native_pooling(adapted.model) == adapted.base.pooling else None
+    form = adapted.base.spec.form
+    if form == "sequence" and native_pooling(adapted.model) != adapted.base.pooling:
+        return None
+    return HEAD_CLASSES[form].peft_task
 
 
 def facts_of(run: Run, trained: Trained, measured: Measured, first_step_s: float) -> Facts:
@@ -283,26 +253,21 @@ def _exactness(run: Run) -> dict[str, str]:
     }
 
 
-def _golden_texts(run: Run) -> list[str]:
-    """A few texts of the split that decides (or of training), spread over it."""
-    split = next(s for s in (run.prepared.test, run.prepared.validation, run.prepared.train) if len(s))
+def _golden_inputs(run: Run) -> list[Input]:
+    """A few inputs of the split that decides (or of training), spread over it."""
+    parts = run.prepared
+    split = next(s for s in (parts.test, parts.validation, parts.train) if len(s))
     places = np.unique(np.linspace(0, len(split) - 1, GOLDEN_TEXTS).astype(np.int64))
-    return [split[int(place)] for place in places]
+    return run.adapted.task.inputs_of(split, [int(place) for place in places])
 
 
-def mistakes_of(run: Run, measured: Measured) -> dict[str, Any]:
-    """The most confident errors and the likely mislabelled rows of the split that decides."""
+def findings_of(run: Run, trained: Trained, measured: Measured) -> Findings:
+    """What the task found on the split that decides."""
     name = measured.decisive
-    task = run.adapted.task
-    assert isinstance(task, Classification)
     if name is None:
-        return {}
-    split = _split(run, name)
-    given = (split.texts(), np.asarray(split.labels), measured.probabilities[name], task.labels)
-    rows = [int(row) + 1 for row in split.rows]
-    right = rows_right(given[1], given[2], threshold=task.threshold)
-    return {
-        "mistakes": worst_errors(*given, rows=rows, threshold=task.threshold),
-        "mislabelled": likely_mislabelled(*given, rows=rows),
-        "mistakes_total": int((~right).sum()),
-    }
+        return Findings()
+    rows = {split.name: split for split in run.prepared.splits}[name]
+    told = Told(
+        run.adapted, rows, run.stores[name], measured.outputs[name], measured.metrics[name], trained.history
+    )
+    return run.adapted.kind.findings(told)

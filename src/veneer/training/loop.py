@@ -5,7 +5,7 @@
 What comes next follows from the step alone (see `schedule`), so the loop can stop after any step and go on to the same
 bits. This file knows an `Adapted` and its task's protocol; it knows no file, no data format and no terminal.
 
-Shapes: B texts of a batch, K outputs.
+Shapes: B features of a batch, K outputs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from veneer.engine import pack
 from veneer.engine.prefix import PrefixStore
 from veneer.errors import Interrupted, VeneerError
 from veneer.lora import LoraEmbedding, LoraLinear, adapter_parameters
 from veneer.tasks.adapted import Adapted
-from veneer.tasks.base import TokenSequences
+from veneer.tasks.base import Targets, TokenSequences, packed_rows
 from veneer.training.checkpoint import Checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.optimizer import (
@@ -42,10 +40,10 @@ __all__ = ["Examples", "Listener", "StepInfo", "Trained", "train_loop"]
 
 @dataclass(frozen=True)
 class Examples:
-    """What is trained on: token ids and targets, a row each; and the kept prefix of the texts, if there is one."""
+    """What is trained on: token ids and targets of each feature; and the kept prefix of the texts, if there is one."""
 
     ids: TokenSequences
-    targets: NDArray[Any]
+    targets: Targets
     prefix: PrefixStore | None = None
 
     def __len__(self) -> int:
@@ -99,7 +97,7 @@ class Trained:
         worse: evaluations since the best one.
         kept_step: the step whose weights the model has in the end.
         train_seconds, evaluation_seconds, texts, tokens: what it took so far.
-        window: sum of loss * texts, and texts, since the last entry.
+        window: sum of loss * units, and units (texts, or labelled tokens), since the last entry.
     """
 
     step: int = 0
@@ -243,20 +241,22 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     batches = plan.batches(state.step)
-    texts = sum(len(rows) for rows in batches)
+    task = adapted.task
+    units = sum(task.units(examples.targets[rows]) for rows in batches)  # texts, or labelled tokens
     loss_sum = torch.zeros((), device=adapted.device)
     for whole in batches:
         rows = whole if accelerator is None else whole[accelerator.process_index :: accelerator.num_processes]
-        if len(rows) == 0:
+        own = task.units(examples.targets[rows]) if len(rows) else 0
+        if own == 0:
             continue
-        batch = pack([examples.ids[int(row)] for row in rows])
+        batch = packed_rows(examples.ids, rows)
         packed = rows[list(batch.order)]
-        targets = adapted.task.collate(examples.targets[packed]).to(adapted.device)
+        targets = task.collate(examples.targets[packed]).to(adapted.device)
         batch = batch.to(adapted.device)
         below = None if examples.prefix is None else examples.prefix.below(packed, adapted.device)
-        loss = adapted.task.loss(adapted.outputs(batch, below), targets)
-        (loss * (len(rows) / texts)).backward()
-        loss_sum += loss.detach() * len(rows)
+        loss = task.loss(adapted.outputs(batch, below, targets), targets, batch.layout)
+        (loss * (own / units)).backward()
+        loss_sum += loss.detach() * own
         state.tokens += batch.tokens
     if accelerator is not None and accelerator.num_processes > 1:
         share_gradients_(weights, accelerator)
@@ -272,14 +272,14 @@ def _step(
             f"(now {config.learning_rate:g}), or set --max-grad-norm to 1."
         )
     state.step += 1
-    state.texts += texts
+    state.texts += sum(len(rows) for rows in batches)
     state.window[0] += total
-    state.window[1] += texts
+    state.window[1] += units
 
 
 def _report(state: Trained, plan: Plan, config: TrainConfig, listener: Listener | None) -> None:
     """Tell the listener, and write a "train" entry about fifty times a run and at each epoch's end."""
-    loss = state.window[0] / state.window[1]
+    loss = state.window[0] / max(1.0, state.window[1])
     rate = config.learning_rate * rate_factor(state.step - 1, plan.steps, config.warmup, config.schedule)
     if listener is not None:
         per_step = state.train_seconds / max(1, state.step)

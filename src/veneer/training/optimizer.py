@@ -17,17 +17,28 @@ __all__ = ["load_weights_", "make_optimizer", "optimizer_tensors", "restore_", "
 def make_optimizer(
     weights: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) as one fused kernel; biases and vectors are not decayed."""
+    """AdamW (Loshchilov & Hutter 2019) as one fused kernel; biases and vectors are not decayed.
+
+    After a step each weight counts it as a change in place, which PyTorch's fused kernel itself does not: the engine
+    keeps factors in the compute dtype and sees by that count that they have to be taken over anew.
+    """
     matrices = [p for p in weights.values() if p.ndim >= 2]
     vectors = [p for p in weights.values() if p.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     fused = next(iter(weights.values())).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]],
         lr=learning_rate,
         weight_decay=weight_decay,
         fused=fused,
     )
+    optimizer.register_step_post_hook(_count_changes)
+    return optimizer
+
+
+def _count_changes(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    changed = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch.autograd.graph.increment_version(changed)
 
 
 def optimizer_tensors(

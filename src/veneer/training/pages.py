@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from veneer.adapter import Facts
-from veneer.data.rows import Split
 from veneer.evaluation.curves import HistoryPoint
 from veneer.evaluation.facts import (
     BaseFacts,
@@ -24,11 +23,12 @@ from veneer.evaluation.facts import (
     SpeedFacts,
     SplitFacts,
 )
-from veneer.evaluation.model_card import model_card, sequence_classification_usage
+from veneer.evaluation.model_card import model_card
 from veneer.evaluation.report import report_html
 from veneer.lora import count_parameters
-from veneer.models.heads import head_code, native_pooling
 from veneer.tasks.adapted import Adapted
+from veneer.tasks.base import ScoreForm
+from veneer.tasks.kind import Card, Findings
 from veneer.training.estimate import announced
 from veneer.training.loop import Trained
 from veneer.training.prepare import Run
@@ -36,38 +36,50 @@ from veneer.training.prepare import Run
 if TYPE_CHECKING:
     from veneer.training.finish import Measured
 
-__all__ = ["pages", "peft_usage"]
+__all__ = ["pages", "report_facts"]
 
 
 def pages(
-    run: Run, trained: Trained, measured: Measured, facts: Facts, mistakes: dict[str, Any], size: int
+    run: Run, trained: Trained, measured: Measured, facts: Facts, findings: Findings, size: int
 ) -> dict[str, str | bytes]:
     """File name -> content of everything that is for reading.
 
     Args:
         run, trained, measured: what was done.
         facts: veneer.json.
-        mistakes: `mistakes`, `mislabelled` and `mistakes_total` of `ReportFacts`.
+        findings: the task's own parts.
         size: bytes of the adapter's tensors.
     """
-    told = report_facts(run, trained, measured, facts, mistakes, size)
+    card = run.adapted.kind.card(run.adapted)
+    told = report_facts(run, trained, measured, facts, findings, card, size)
     html, pictures = report_html(told)
     lines = "".join(json.dumps(entry) + "\n" for entry in trained.history)
-    labels = run.prepared.labels
-    card = model_card(told, peft_usage=peft_usage(run.adapted), labels=labels, limits=_limits(run))
-    return {"report.html": html, **pictures, "README.md": card, "metrics.jsonl": lines}
+    page = model_card(
+        told,
+        peft_usage=card.code,
+        labels=card.labels,
+        pipeline_tag=card.pipeline_tag,
+        limits=card.limits,
+    )
+    return {"report.html": html, **pictures, "README.md": page, "metrics.jsonl": lines}
 
 
 def report_facts(
-    run: Run, trained: Trained, measured: Measured, facts: Facts, mistakes: dict[str, Any], size: int
+    run: Run,
+    trained: Trained,
+    measured: Measured,
+    facts: Facts,
+    findings: Findings,
+    card: Card,
+    size: int,
 ) -> ReportFacts:
     """The run as the report and the model card take it."""
     adapted = run.adapted
-    kind = "any of" if run.prepared.multi_label else "one of"
+    deciding = adapted.task.deciding
     parameters = count_parameters(adapted.model)
     return ReportFacts(
         title=_title(run),
-        task=f"{kind} {len(run.prepared.labels)} labels for each text",
+        task=card.summary,
         base=BaseFacts(adapted.base.name, adapted.base.content_hash, parameters.frozen),
         data=DataFacts(
             source=run.prepared.source,
@@ -96,47 +108,20 @@ def report_facts(
         validation=measured.metrics.get("validation"),
         test=measured.metrics.get("test"),
         baselines=measured.baselines,
-        history=tuple(_point(entry, trained.kept_step) for entry in trained.history),
-        **mistakes,
+        history=tuple(_point(entry, trained.kept_step, deciding) for entry in trained.history),
+        metric_name=deciding.name,
+        metric_percent=deciding.percent,
+        metric_higher_is_better=deciding.higher_is_better,
+        mistakes=findings.mistakes,
+        mislabelled=findings.mislabelled,
+        mistakes_total=findings.mistakes_total,
+        sections=findings.sections,
         configuration=_flat(yaml.safe_load(run.config.to_yaml())),
         exactness=_exactness(facts),
         versions=facts.versions,
         machine=str(facts.speed["machine"]),
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        use=('veneer predict ADAPTER "a text"', "veneer evaluate ADAPTER more.csv"),
-    )
-
-
-def peft_usage(adapted: Adapted) -> str:
-    """Python code that gives this adapter's answers with transformers and PEFT alone."""
-    task: Any = adapted.task
-    base, labels = adapted.base, list(task.labels)
-    cut = f"truncation=True, max_length={adapted.max_length}"
-    if native_pooling(adapted.model) == base.pooling:
-        code = sequence_classification_usage(base.name, labels, several=task.multi_label, decoder=base.causal)
-        return code.replace("truncation=True", cut)
-    pooled = {
-        "mean": "(states * inside).sum(1) / inside.sum(1)",
-        "first": "states[:, 0]",
-        "last": "states[torch.arange(len(states)), inside.sum(1).squeeze(-1) - 1]",
-    }[base.pooling]
-    padding = "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token\n" if base.causal else ""
-    chances = "sigmoid()" if task.multi_label else "softmax(-1)"
-    return (
-        "import torch\n"
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f"labels = {labels!r}\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({base.name!r})\n"
-        f"{padding}"
-        f"base = AutoModelForSequenceClassification.from_pretrained({base.name!r}, num_labels=len(labels))\n"
-        'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
-        f'batch = tokenizer(["the text to classify"], padding=True, {cut}, return_tensors="pt")\n'
-        f"with torch.no_grad():  # this adapter pools by the {base.pooling}, which transformers' class does not\n"
-        "    states = base.base_model(**batch).last_hidden_state  # (B, L, C)\n"
-        '    inside = batch["attention_mask"].unsqueeze(-1)  # (B, L, 1)\n'
-        f"    logits = {head_code(adapted.model, pooled)}\n"
-        f"print(labels, logits.{chances})\n"
+        use=card.commands,
     )
 
 
@@ -145,7 +130,7 @@ def _title(run: Run) -> str:
     return f"Adapter for {source.rsplit('/', 1)[-1]}"
 
 
-def _split_facts(run: Run, split: Split) -> SplitFacts:
+def _split_facts(run: Run, split: Any) -> SplitFacts:
     return SplitFacts(split.name, len(split), run.prepared.label_counts(split))
 
 
@@ -154,15 +139,18 @@ def _targets(adapted: Adapted) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found or ())
 
 
-def _point(entry: dict[str, Any], kept_step: int) -> HistoryPoint:
+def _point(entry: dict[str, Any], kept_step: int, deciding: ScoreForm) -> HistoryPoint:
     evaluation = entry["kind"] == "evaluation"
+    sign = (
+        1 if deciding.higher_is_better else -1
+    )  # a score is better the higher it is, also where it is minus a loss
     return HistoryPoint(
         step=entry["step"],
         epoch=entry["epoch"],
         examples=entry["examples"],
         train_loss=None if evaluation else entry["loss"],
         val_loss=entry["loss"] if evaluation else None,
-        val_metric=entry["score"] if evaluation else None,
+        val_metric=sign * entry["score"] if evaluation else None,
         lr=entry.get("rate"),
         kept=evaluation and entry["step"] == kept_step,
     )
@@ -190,8 +178,3 @@ def _exactness(facts: Facts) -> tuple[str, ...]:
         f"Batches were {told['mode']}: {told['mode_reason']}.",
         f"Dropout in the frozen base: {told['base_dropout']}.",
     )
-
-
-def _limits(run: Run) -> list[str]:
-    longest = run.adapted.max_length
-    return [f"A text longer than {longest} tokens is cut; what stands after that is not read."]

@@ -10,20 +10,19 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from veneer.data.choices import Choice, counted
-from veneer.data.prepare import Prepared, prepare
-from veneer.data.rows import Split
-from veneer.data.tokens import TokenStore
+from veneer.data.prepared import PreparedData
+from veneer.data.sources import Source
 from veneer.engine import choose_precision
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import ConfigError
 from veneer.models import Base, load_base
+from veneer.strict import StrictModel
 from veneer.tasks.adapted import Adapted, adapt
-from veneer.tasks.classification import Classification, balanced_weights
-from veneer.tasks.encoding import token_store
+from veneer.tasks.base import Encoded
 from veneer.tasks.fitting import fit_lora
+from veneer.tasks.inference import check_base, infer_kind
+from veneer.tasks.kind import Kind, Making, Settings
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Examples
 from veneer.training.schedule import Plan, default_epochs
@@ -39,7 +38,7 @@ class Run:
         config: the resolved configuration.
         prepared: the rows.
         adapted: what is trained.
-        stores: token ids by split name.
+        stores: examples as tokens, by split name; the splits that have any.
         prefixes: what is kept of the layers below the first adapted one, by split name; empty where there are none.
         plan: order and steps.
         choices: what was decided here, with reasons.
@@ -47,9 +46,9 @@ class Run:
     """
 
     config: TrainConfig
-    prepared: Prepared
+    prepared: PreparedData
     adapted: Adapted
-    stores: dict[str, TokenStore]
+    stores: dict[str, Encoded]
     plan: Plan
     prefixes: dict[str, PrefixStore] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
@@ -57,9 +56,10 @@ class Run:
 
     @property
     def examples(self) -> Examples:
-        """The training texts."""
-        targets = np.asarray(self.prepared.train.labels)
-        return Examples(self.stores["train"], targets, self.prefixes.get("train"))
+        """The training features."""
+        train = self.stores["train"]
+        assert train.targets is not None  # they are labelled
+        return Examples(train, train.targets, self.prefixes.get("train"))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -91,19 +91,26 @@ def set_up(
         UserMistake: anything in the configuration, the data or the base that can't be used.
     """
     say("reading the data")
-    prepared = prepare(config.data, progress=progress)
+    source = Source(config.data, progress)
+    kind, inferred = infer_kind(config.task, source, config.base, config.base_revision)
+    options = checked_options(kind, config)
+    prepared = kind.prepare(source, options)
     choices, warnings = list(prepared.choices), list(prepared.warnings)
+    if inferred is not None and all(choice.what != "task" for choice in choices):
+        choices.insert(0, inferred)
     say(f"loading {config.base}")
-    base = load_base(
-        config.base,
-        labels=prepared.labels,
-        multi_label=prepared.multi_label,
-        seed=config.seed,
-        revision=config.base_revision,
-    )
-    base = _pooled(base, config, choices)
-    task = _task(config, prepared, base)
-    config = _resolved(config, prepared, base, device, choices)
+    said = check_base(kind, config.base, config.base_revision)
+    warnings += [said] if said else []
+    head = kind.head(prepared, options)
+    base = load_base(config.base, head=head, seed=config.seed, revision=config.base_revision)
+    if "pooling" in kind.uses:
+        base = _pooled(base, config, choices)
+    settings = Settings(config.class_weights, config.label_smoothing)
+    making = Making(prepared, base, options, settings)
+    task = kind.make(making)
+    choices += making.notes.choices
+    warnings += making.notes.warnings
+    config = _resolved(config, kind, options, prepared, base, device, choices)
     say("attaching the adapter")
     adapted = adapt(
         base,
@@ -118,12 +125,41 @@ def set_up(
     config = config.replace(mode=adapted.runner.mode)
     choices.append(Choice("batches", adapted.runner.mode, adapted.runner.reason))
     say("reading the texts as tokens")
-    stores = {split.name: _store(split, adapted) for split in prepared.splits if len(split)}
-    _note_cuts(stores, adapted.max_length, warnings)
-    epochs = config.epochs or 1
-    plan = Plan(len(prepared.train), config.batch_size, config.gradient_accumulation, epochs, config.seed)
+    stores = {
+        split.name: task.encode(split, base.tokenizer, adapted.max_length)
+        for split in prepared.splits
+        if len(split)
+    }
+    choices += stores["train"].choices
+    for store in stores.values():
+        warnings += store.warnings
+    _note_cuts(stores, adapted.max_length, kind.cut_says(task), warnings)
+    plan = Plan(
+        len(stores["train"]),
+        config.batch_size,
+        config.gradient_accumulation,
+        config.epochs or 1,
+        config.seed,
+    )
     prefixes = _prefixes(adapted, stores, config, choices, say)
     return Run(config, prepared, adapted, stores, plan, prefixes, choices, warnings)
+
+
+def checked_options(kind: Kind, config: TrainConfig) -> StrictModel:
+    """The task's own options, parsed.
+
+    Raises:
+        ConfigError: an option that it does not know, or a setting that only other tasks read.
+    """
+    unread = {"pooling": "auto", "class_weights": "none", "label_smoothing": 0.0}
+    given = [
+        name for name, default in unread.items() if name not in kind.uses and getattr(config, name) != default
+    ]
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)}: the task {kind.name} ({kind.says}) does not read that; leave it out."
+        )
+    return kind.options.parse(config.options, where=f"options of the task {kind.name}")
 
 
 def _pooled(base: Base, config: TrainConfig, choices: list[Choice]) -> Base:
@@ -138,26 +174,19 @@ def _pooled(base: Base, config: TrainConfig, choices: list[Choice]) -> Base:
     return base.with_pooling(config.pooling)
 
 
-def _task(config: TrainConfig, prepared: Prepared, base: Base) -> Classification:
-    targets = np.asarray(prepared.train.labels)
-    weights: tuple[float, ...] = ()
-    if config.class_weights == "balanced":
-        weights = balanced_weights(targets, prepared.labels, multi_label=prepared.multi_label)
-    return Classification(
-        labels=prepared.labels,
-        label_values=tuple(prepared.label_set.value(i) for i in range(len(prepared.labels))),
-        multi_label=prepared.multi_label,
-        pooling=base.pooling,
-        class_weights=weights,
-        label_smoothing=config.label_smoothing,
-    )
-
-
 def _resolved(
-    config: TrainConfig, prepared: Prepared, base: Base, device: str, choices: list[Choice]
+    config: TrainConfig,
+    kind: Kind,
+    options: StrictModel,
+    prepared: PreparedData,
+    base: Base,
+    device: str,
+    choices: list[Choice],
 ) -> TrainConfig:
     """The configuration with everything decided that was left to Veneer."""
-    changes: dict[str, object] = {"pooling": base.pooling, "task": "classification"}
+    changes: dict[str, object] = {"task": kind.name, "options": options.model_dump(mode="json")}
+    if "pooling" in kind.uses:
+        changes["pooling"] = base.pooling
     if config.epochs is None:
         changes["epochs"] = default_epochs(len(prepared.train))
         size = counted(len(prepared.train), "training text")
@@ -168,7 +197,7 @@ def _resolved(
         found = choose_precision("auto", torch.device(device))
         changes["precision"] = found.name
         choices.append(Choice("precision", found.name, found.reason))
-    fitted = fit_lora(config.lora_config(), base.model, base.head, base.pooling)
+    fitted = fit_lora(config.lora_config(), base.head, base.unread)
     if fitted.unread:
         reason = f"{base.pooling} pooling does not read it"
         choices.append(Choice("not adapted", ", ".join(fitted.unread), reason))
@@ -176,14 +205,9 @@ def _resolved(
     return config.replace(**changes)
 
 
-def _store(split: Split, adapted: Adapted) -> TokenStore:
-    pieces = (texts for texts, _ in split.batches())
-    return token_store(pieces, adapted.base.tokenizer, adapted.max_length)
-
-
 def _prefixes(
     adapted: Adapted,
-    stores: dict[str, TokenStore],
+    stores: dict[str, Encoded],
     config: TrainConfig,
     choices: list[Choice],
     say: Callable[[str], None],
@@ -194,6 +218,9 @@ def _prefixes(
         return {}
     start = first_trained_block(program, adapted.model)
     if start == 0:
+        return {}
+    if any(store.segments is not None for store in stores.values()):
+        choices.append(Choice("frozen prefix", "none", "it is kept for texts without token types only"))
         return {}
     say(f"computing the {start} frozen layers once")
     found = {
@@ -216,11 +243,11 @@ def _prefixes(
     return found
 
 
-def _note_cuts(stores: dict[str, TokenStore], max_length: int, warnings: list[str]) -> None:
+def _note_cuts(stores: dict[str, Encoded], max_length: int, lost: str, warnings: list[str]) -> None:
     cut = sum(store.cut for store in stores.values())
     if cut:
         longest = max(store.longest for store in stores.values())
         warnings.append(
             f"{counted(cut, 'text')} cut to {max_length} tokens, which is what the model reads (the longest has "
-            f"{longest:,}); the end of a longer text is not seen."
+            f"{longest:,}); {lost}."
         )

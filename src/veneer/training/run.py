@@ -10,7 +10,6 @@ This file joins the parts; each part is in its own file.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import signal
 import threading
@@ -22,7 +21,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from veneer.adapter import refuse_existing
@@ -210,15 +208,18 @@ def _trained(
 
 
 def _evaluation(run: Run) -> dict[str, Any]:
-    """Loss and deciding score on the validation texts, without the bootstrap."""
-    task, split = run.adapted.task, run.prepared.validation
-    outputs = run.adapted.outputs_of(run.stores["validation"], prefix=run.prefixes.get("validation"))
-    targets = np.asarray(split.labels)
-    with torch.no_grad():
-        loss = float(task.loss(torch.from_numpy(outputs), task.collate(targets)))
-    name, score = task.score(outputs, targets)
-    error = math.sqrt(max(score * (1.0 - score), 0.0) / len(targets))  # of a share; scores are shares
-    return {"loss": loss, "score_name": name, "score": score, "standard_error": error}
+    """Loss and deciding score on the validation examples, without the bootstrap; and what the task watches."""
+    adapted, encoded = run.adapted, run.stores["validation"]
+    outputs = adapted.outputs_of(encoded, prefix=run.prefixes.get("validation"))
+    loss, decided = adapted.task.evaluation_loss(outputs, encoded), adapted.task.score(outputs, encoded)
+    watch = adapted.kind.watch
+    return {
+        "loss": loss,
+        "score_name": adapted.task.deciding.key,
+        "score": decided.value,
+        "standard_error": decided.standard_error,
+        **({} if watch is None else {"samples": watch(adapted, encoded)}),
+    }
 
 
 def _accelerator(config: TrainConfig, logs: Path) -> Any:

@@ -11,6 +11,7 @@ Shapes: B texts of a batch, V tokens of the vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from veneer.engine.generation.running import Memory, RunningBatch, padding_fault
 from veneer.engine.generation.sampling import Sampling, choose, random_of
 from veneer.engine.generation.text import StopText, TextPieces
-from veneer.errors import ConfigError, DataError
+from veneer.errors import BaseError, ConfigError, DataError
 
 __all__ = ["Finish", "Generated", "Piece", "TextGenerator", "stop_token_ids"]
 
@@ -68,6 +69,9 @@ class TextGenerator:
         limit: tokens that the model reads at most, prompt and answer together.
         stop_tokens: beside the model's and the tokenizer's own end tokens.
         stop: texts that end every answer, beside those of a `Sampling`.
+
+    Raises:
+        BaseError: the model has no key-value cache.
     """
 
     def __init__(
@@ -79,6 +83,11 @@ class TextGenerator:
         stop_tokens: Iterable[int] = (),
         stop: Sequence[str] = (),
     ) -> None:
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            raise BaseError(
+                f"{type(model).__name__} keeps no key-value cache, so Veneer can't generate with it. Name a base whose "
+                "layers attend, such as openai-community/gpt2."
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.limit = limit

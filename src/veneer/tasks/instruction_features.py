@@ -1,0 +1,110 @@
+"""Rendered examples as features: cut or in blocks, labels shifted once, rows without any label refused.
+
+This file knows tokens; it knows no template and no model.
+
+Shapes: M features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veneer.data.choices import counted
+from veneer.data.ragged import Ragged
+from veneer.data.tokens import TokenStore
+from veneer.errors import ConfigError, DataError
+from veneer.tasks.base import Encoded
+from veneer.tasks.rendered import NOT_READ, Cut, Rendered, next_labels
+
+__all__ = ["Details", "Features"]
+
+
+class Details(NamedTuple):
+    """What is known of M features beside their tokens.
+
+    asked      (M,) int64: where the last answer begins; 0 where nothing tells
+    """
+
+    asked: NDArray[np.int64]
+
+
+class Features:
+    """Features as they come, and what is said about them in the end.
+
+    Args:
+        max_length: tokens of a feature, at least 2.
+        vocabulary: ids are below it.
+        cut: where a long example loses tokens.
+        blocks: whether a long example becomes several features instead.
+    """
+
+    def __init__(self, max_length: int, vocabulary: int, *, cut: Cut, blocks: bool) -> None:
+        if max_length < 2:
+            raise ConfigError(
+                f"max_length is {max_length}; a token that is foretold needs one before it: 2 at least."
+            )
+        self.max_length, self.side, self.in_blocks = max_length, cut, blocks
+        self.dtype = np.uint16 if vocabulary <= 2**16 else np.int32
+        self.ids: list[NDArray[Any]] = []
+        self.labels: list[NDArray[np.int32]] = []
+        self.full: list[int] = []
+        self.example: list[int] = []
+        self.asked: list[int] = []
+        self.examples = self.cut = self.longest = 0
+        self.lost: list[int] = []
+
+    def add(self, one: Rendered, row: int) -> None:
+        """An example; `row` is its number for people."""
+        self.longest = max(self.longest, len(one.ids))
+        if self.in_blocks:
+            kept = one.blocks(self.max_length)
+        else:
+            kept = [one.cut(self.max_length, self.side)]
+            self.cut += len(one.ids) > self.max_length
+        if not any(any(part.read) for part in kept):
+            self.lost.append(row)
+            return
+        for part in kept:
+            labels = next_labels(part)
+            self.ids.append(np.asarray(part.ids, self.dtype))
+            self.labels.append(np.asarray(labels, np.int32))
+            self.full.append(len(one.ids) if len(kept) == 1 else len(part.ids))
+            self.example.append(self.examples)
+            self.asked.append(_answer_begins(labels))
+        self.examples += 1
+
+    def done(self, where: str, part: str) -> Encoded:
+        """All of them."""
+        if self.lost:
+            side = {"left": "right", "right": "left"}[self.side]
+            first = ", ".join(f"{row:,}" for row in self.lost[:5]) + (", ..." if len(self.lost) > 5 else "")
+            raise DataError(
+                f"{where}, {part}: {counted(len(self.lost), 'row')} (row {first}, counted from 1) of which no token "
+                f"that the loss reads is left within {self.max_length} tokens, so nothing can be learnt from them. "
+                f"Raise --max-length, cut from the {side} (options.cut={side}), or shorten or remove them."
+            )
+        ids = Ragged.of(self.ids, self.dtype)
+        store = TokenStore(ids.values, ids.offsets, np.asarray(self.full, np.int32))
+        several = len(self.example) > self.examples
+        return Encoded(
+            store,
+            targets=Ragged.of(self.labels, np.int32),
+            example=np.asarray(self.example, np.int64) if several else None,
+            details=Details(np.asarray(self.asked, np.int64)),
+            cut=self.cut,
+            longest=self.longest,
+        )
+
+
+def _answer_begins(labels: Sequence[int]) -> int:
+    """The place of the first token of the last answer: of the last run of labels; 0 where it begins the text."""
+    last = len(labels) - 1
+    while last >= 0 and labels[last] == NOT_READ:
+        last -= 1
+    while last >= 0 and labels[last] != NOT_READ:
+        last -= 1
+    return last + 2 if last >= 0 else 0

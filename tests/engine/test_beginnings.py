@@ -1,0 +1,96 @@
+"""Texts that begin alike: the same loss and gradients as transformers' padded computation, with fewer rows computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from reference.families import FAMILIES, texts_of
+from reference.peft_oracle import compare_with_peft
+from veneer.engine import Runner, pack
+from veneer.engine.beginnings import beginnings_of
+from veneer.lora import LoraConfig, adapter_parameters, attach
+
+
+def _alike(lengths: tuple[int, ...] = (4, 1, 9, 12, 7), common: int = 20) -> list[Any]:
+    """Random texts behind one beginning, and one text twice."""
+    beginning = texts_of((common,), seed=5)[0]
+    found = [np.concatenate([beginning, text]) for text in texts_of(lengths)]
+    return [*found, found[0]]
+
+
+def test_the_tree() -> None:
+    batch = pack([[1, 2, 3], [1, 2, 4, 5], [9], [1, 2, 3]])
+    found = beginnings_of(batch, always=True)
+    assert found is not None
+    assert found.nodes == 6  # 9, 1, 2, 3, 4, 5
+    T = batch.tokens
+    nodes = found.node_of_token[:T]
+    assert_close(batch.input_ids[found.first_token][nodes], batch.input_ids)
+    assert_close(batch.position_ids[found.first_token][nodes], batch.position_ids)
+    assert len(found.node_of_token) == batch.layout.rows
+
+
+def test_it_is_left_where_it_saves_little() -> None:
+    assert beginnings_of(pack(texts_of((9, 12, 20)))) is None
+    assert beginnings_of(pack(_alike())) is not None
+
+
+def test_loss_and_gradients_are_those_of_peft() -> None:
+    texts = _alike()
+    loss, gradients = compare_with_peft(FAMILIES["GPT-2"], [len(text) for text in texts], texts)
+    assert loss < 1e-5  # fp32, sums in another order
+    assert gradients < 1e-5
+
+
+@pytest.mark.parametrize("reads", ["all", "some", "last"])
+@pytest.mark.parametrize("start", [0, 1])
+def test_sharing_changes_no_state_and_no_gradient_of_an_adapter(reads: str, start: int) -> None:
+    model = FAMILIES["GPT-2"].model()
+    attach(model, LoraConfig(r=2, target_modules=(r"c_attn", "c_fc")), seed=0)
+    weights = [p for _, p in adapter_parameters(model)]
+    with torch.no_grad():
+        for p in weights:
+            p.normal_(0.0, 0.3)
+    program = Runner.of(model, mode="packed").program
+    assert program is not None
+    batch = pack(_alike())
+    T = batch.tokens
+    places = {"all": None, "some": torch.arange(3, T, 4), "last": batch.layout.last}[reads]
+    x = program.prefix(batch, start).clone() if start else None  # a training run's own tensor
+    shared = beginnings_of(batch)
+    assert shared is not None
+    found = []
+    for one in (None, shared):
+        out = program(batch, places, start=start, x=x, shared=one)
+        weight = torch.linspace(-1, 1, out.numel()).view_as(out)
+        gradients = torch.autograd.grad((out * weight).sum(), weights, allow_unused=True)
+        found.append((out.detach(), [g for g in gradients if g is not None]))
+    assert found[0][0].shape == (T if places is None else len(places), model.config.n_embd)
+    assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-5)
+    assert len(found[0][1]) >= 4
+    for mine, theirs in zip(found[1][1], found[0][1], strict=True):
+        assert_close(mine, theirs, rtol=1e-4, atol=1e-4)  # sums over texts in another order
+
+
+def test_fewer_rows_are_computed() -> None:
+    model = FAMILIES["GPT-2"].model().requires_grad_(False)
+    runner = Runner.of(model, mode="packed")
+    assert runner.program is not None
+    rows: list[int] = []
+    block = runner.program.blocks[0]
+    product = type(block.up).__call__
+
+    def counted(self: Any, x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return product(self, x, *more, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(block.up), "__call__", counted)
+        batch = pack(_alike((4, 1, 9, 12, 7) * 4, common=40))
+        runner.hidden_states(batch)
+    assert max(rows) < 0.4 * batch.tokens
