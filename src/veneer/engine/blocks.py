@@ -17,11 +17,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from veneer.engine.activations import Activation
 from veneer.engine.beginnings import Beginnings
-from veneer.engine.linears import LinearGroup
+from veneer.engine.block_step import BlockStep, is_plain
+from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.packing import Layout, PackedBatch
-from veneer.engine.row_attention import attend_read, attend_rows
+from veneer.engine.row_attention import RowAttention, attend_read, attend_rows, by_rows
 
 __all__ = ["Block", "Program"]
 
@@ -34,7 +37,8 @@ class Block:
         qkv: query, key and value, C outputs each in this order.
         out: the projection after attention.
         up, down: the feed-forward layer.
-        norm_1, norm_2: of attention and feed-forward: before them (`norm_first`), or after the residual sum.
+        norm_1, norm_2: where the norms of attention and feed-forward hang; they stand before them (`norm_first`), or
+            after the residual sum.
         activation: between up and down.
         heads, scaling: of the attention.
         causal: a token sees what stands before it, not its whole text.
@@ -45,27 +49,57 @@ class Block:
     out: LinearGroup
     up: LinearGroup
     down: LinearGroup
-    norm_1: nn.LayerNorm
-    norm_2: nn.LayerNorm
-    activation: Callable[[Tensor], Tensor]
+    norm_1: Slot
+    norm_2: Slot
+    activation: Activation
     heads: int
     scaling: float
     causal: bool
     norm_first: bool
 
+    @property
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        """What hangs in the norms' slots now."""
+        first, second = (getattr(parent, name) for parent, name in (self.norm_1, self.norm_2))
+        return first, second
+
     def ready(self) -> bool:
         """Whether this call can run in this form."""
-        norms = not (self.norm_1._forward_hooks or self.norm_2._forward_hooks)
+        norms = not any(norm._forward_hooks for norm in self.norms)
         return norms and all(group.ready() for group in (self.qkv, self.out, self.up, self.down))
 
     def __call__(
-        self, x: Tensor, layout: Layout, reads: Tensor | None = None, shared: Beginnings | None = None
+        self,
+        x: Tensor,
+        layout: Layout,
+        reads: Tensor | None = None,
+        shared: Beginnings | None = None,
+        *,
+        recompute: bool = False,
     ) -> Tensor:
         """(R, C) -> (R, C), or (S, C) at the read positions: one of each text, in order, or any.
 
-        With `shared`, x and the result are states of the nodes, (U, C); read positions are tokens all the same.
+        With `shared`, x and the result are states of the nodes, (U, C); read positions are tokens all the same. With
+        `recompute` the block keeps its input alone and computes the rest again in the backward pass (Chen et al. 2016,
+        arXiv:1604.06174).
         """
-        h = self.norm_1(x) if self.norm_first else x
+        norm_1, norm_2 = self.norms
+        whole = reads is None and shared is None
+        if whole and by_rows(x, layout) and is_plain(norm_1, x) and is_plain(norm_2, x):
+            qkv, out, up, down = (group.joined(x.dtype) for group in (self.qkv, self.out, self.up, self.down))
+            attention = RowAttention(layout, self.heads, self.scaling, self.causal)
+            norms = norm_1, norm_2
+            step = BlockStep(qkv, out, up, down, attention, self.activation, norms, self.norm_first)
+            return step(x, recompute=recompute)
+        if recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._composed, x, layout, reads, shared, use_reentrant=False)
+            return again
+        return self._composed(x, layout, reads, shared)
+
+    def _composed(self, x: Tensor, layout: Layout, reads: Tensor | None, shared: Beginnings | None) -> Tensor:
+        """The same from differentiable parts."""
+        norm_1, _ = self.norms
+        h = norm_1(x) if self.norm_first else x
         places = reads if shared is None or reads is None else shared.node_of_token.index_select(0, reads)
         if places is not None and reads is not None and _whole_view(layout, reads, self.causal):
             C = x.shape[1]
@@ -81,11 +115,13 @@ class Block:
 
     def _rest(self, a: Tensor, x: Tensor) -> Tensor:
         """What comes after attention: (S, C) its output and the residual -> (S, C)."""
+        norm_1, norm_2 = self.norms
         if self.norm_first:
             x = self.out(a, residual=x)
-            return self.down(self.activation(self.up(self.norm_2(x))), residual=x)
-        x = self.norm_1(self.out(a, residual=x))
-        return self.norm_2(self.down(self.activation(self.up(x)), residual=x))
+            return self.down(self.activation(self.up(norm_2(x))), residual=x)
+        x = norm_1(self.out(a, residual=x))
+        y: Tensor = norm_2(self.down(self.activation(self.up(x)), residual=x))
+        return y
 
 
 @dataclass(frozen=True)
@@ -95,12 +131,12 @@ class Program:
     Attributes:
         embed: (T, C) from a batch.
         blocks: in order.
-        last_norm: after the last block, or None.
+        last_norm: where the norm after the last block hangs, or None.
     """
 
     embed: Callable[[PackedBatch], Tensor]
     blocks: Sequence[Block]
-    last_norm: nn.Module | None
+    last_norm: Slot | None
 
     def ready(self) -> bool:
         """Whether a call can run in this form now (see `LinearGroup.ready`)."""
@@ -114,7 +150,8 @@ class Program:
     @property
     def width(self) -> int:
         """C."""
-        return int(self.blocks[0].norm_1.normalized_shape[0])
+        width: int = self.blocks[0].norms[0].normalized_shape[0]  # type: ignore[assignment, index]
+        return width
 
     def __call__(
         self,
@@ -124,19 +161,21 @@ class Program:
         start: int = 0,
         x: Tensor | None = None,
         shared: Beginnings | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """(T, C) last hidden states, or (S, C) at the read positions.
 
         `start` and `x` (T, C) go on from the hidden states before block `start` instead of from the tokens. `shared`
-        computes what texts have in common at their beginning once (causal blocks only).
+        computes what texts have in common at their beginning once (causal blocks only). With `recompute` the blocks
+        keep their inputs alone for the backward pass.
         """
         T, layout = batch.tokens, batch.layout
         x = self._entered(batch, x, shared)
         last = len(self.blocks) - 1
         for i in range(start, len(self.blocks)):
-            x = self.blocks[i](x, layout, reads if i == last else None, shared)
+            x = self.blocks[i](x, layout, reads if i == last else None, shared, recompute=recompute)
         read = reads is not None and start <= last
-        x = x if self.last_norm is None else self.last_norm(x)
+        x = x if self.last_norm is None else getattr(*self.last_norm)(x)
         if not read:
             x = _of_tokens(x, shared)[:T]
         return x if read or reads is None else x.index_select(0, reads)

@@ -39,8 +39,8 @@ def _gpt2(backbone: Any) -> Program | None:
             out=LinearGroup((attention, "c_proj")),
             up=LinearGroup((mlp, "c_fc")),
             down=LinearGroup((mlp, "c_proj")),
-            norm_1=module.ln_1,
-            norm_2=module.ln_2,
+            norm_1=(module, "ln_1"),
+            norm_2=(module, "ln_2"),
             activation=activation,
             heads=attention.num_heads,
             scaling=attention.scaling,
@@ -52,7 +52,7 @@ def _gpt2(backbone: Any) -> Program | None:
         x: Tensor = backbone.wte(batch.input_ids) + backbone.wpe(batch.position_ids)
         return x
 
-    return Program(embed, [block(module) for module in backbone.h], backbone.ln_f)
+    return Program(embed, [block(module) for module in backbone.h], (backbone, "ln_f"))
 
 
 def _bert(backbone: Any, *, embeddings_project: str | None = None) -> Program | None:
@@ -73,8 +73,8 @@ def _bert(backbone: Any, *, embeddings_project: str | None = None) -> Program | 
             out=LinearGroup((module.attention.output, "dense")),
             up=LinearGroup((module.intermediate, "dense")),
             down=LinearGroup((module.output, "dense")),
-            norm_1=module.attention.output.LayerNorm,
-            norm_2=module.output.LayerNorm,
+            norm_1=(module.attention.output, "LayerNorm"),
+            norm_2=(module.output, "LayerNorm"),
             activation=activation,
             heads=attention.num_attention_heads,
             scaling=attention.scaling,

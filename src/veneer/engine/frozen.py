@@ -20,6 +20,11 @@ __all__ = ["FrozenLinear"]
 
 _ROWS = 256  # tokens that the blocks are laid out for; other numbers are computed as exactly
 
+# Products with many rows and no more outputs than inputs are left to one thread by oneDNN's rule for dividing them;
+# in pieces they are not. Measured, see docs/experiments.md.
+_PIECE = 384
+_PIECES_UP_TO = 1536
+
 
 class FrozenLinear:
     """Products with a frozen W.
@@ -27,14 +32,17 @@ class FrozenLinear:
     Args:
         weight: (m, n), or (n, m) if `transposed` (Conv1D's layout); never changed afterwards.
         transposed: which of the two it is.
+        keep: whether it is used often enough to be put into blocks.
     """
 
-    def __init__(self, weight: Tensor, *, transposed: bool) -> None:
+    def __init__(self, weight: Tensor, *, transposed: bool, keep: bool = True) -> None:
         self.weight = weight.detach()
         self.transposed = transposed
         self._forward: Tensor | None = None
         self._backward: Tensor | None = None
-        self._blocked = weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and _has_blocks()
+        self._blocked = (
+            keep and weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and _has_blocks()
+        )
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (T, n) -> (T, m): x W^T + bias (m,) + residual (T, m)."""
@@ -48,18 +56,29 @@ class FrozenLinear:
         y = torch.addmm(residual, x, W_t)
         return y if bias is None else y.add_(bias)
 
-    def input_gradient(self, grad: Tensor) -> Tensor:
-        """(T, m) -> (T, n): the gradient of the input."""
+    def input_gradient(self, grad: Tensor, beside: Tensor | None = None) -> Tensor:
+        """(T, m) -> (T, n): the gradient of the input, plus `beside` (T, n)."""
         if self._blocked:
             if self._backward is None:
                 self._backward = _in_blocks(self.weight if self.transposed else self.weight.t())
-            return _blocked_product(grad, self._backward, None, None)
-        return torch.mm(grad, self.weight.t() if self.transposed else self.weight)
+            return _blocked_product(grad, self._backward, None, beside)
+        W = self.weight.t() if self.transposed else self.weight
+        return torch.mm(grad, W) if beside is None else torch.addmm(beside, grad, W)
 
 
 def _blocked_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     ops: Any = torch.ops.mkldnn
     x = x.contiguous()
+    rows, n = x.shape
+    if _PIECE < rows <= _PIECES_UP_TO and 512 <= weight.shape[0] <= n:
+        pieces = -(-rows // _PIECE)
+        added_to = [None] * pieces if residual is None else residual.chunk(pieces)
+        return torch.cat(
+            [
+                _blocked_product(part, weight, bias, r)
+                for part, r in zip(x.chunk(pieces), added_to, strict=True)
+            ]
+        )
     if residual is None:
         out: Tensor = ops._linear_pointwise(x, weight, bias, "none", [], "")
         return out

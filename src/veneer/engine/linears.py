@@ -12,6 +12,7 @@ Shapes: T tokens, n inputs, m outputs of a layer, M outputs of the group, r rank
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +23,12 @@ from veneer.engine.frozen import FrozenLinear
 from veneer.lora.dora import Dora
 from veneer.lora.layers import Layout, LoraLinear, layout_of
 
-__all__ = ["LinearGroup", "Slot"]
+__all__ = ["Joined", "LinearGroup", "Slot"]
 
 Part = tuple[int, int, float]
 """First output, number of outputs and scaling of one adapter in a group."""
 
-_FACTORS = 5  # where the factors begin among the arguments of the autograd function
+_FACTORS = 3  # where the factors begin among the arguments of the autograd function
 
 
 Slot = tuple[nn.Module, str]
@@ -46,7 +47,6 @@ class LinearGroup:
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
         self._frozen: dict[tuple[int, int] | None, FrozenLinear] = {}
-        self._beside: dict[tuple[int, int] | None, _Beside] = {}
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -77,37 +77,43 @@ class LinearGroup:
 
         `columns` picks a part of the outputs, as if the other layers were not there.
         """
+        joined = self.joined(x.dtype, columns)
+        return _GroupLinear.apply(x, residual, joined, *joined.factors)
+
+    def joined(self, dtype: torch.dtype, columns: slice | None = None) -> Joined:
+        """The group's product as it is now, for inputs of this dtype."""
         layers = self.layers
         bases = [_base_of(layer) for layer in layers]
         frozen = self._frozen_linear(bases, columns)
-        key = None if columns is None else (columns.start, columns.stop)
         sizes = [layout_of(base).sizes(base)[1] for base in bases]  # type: ignore[union-attr]
         factors: list[Tensor] = []
         parts: list[Part] = []
-        trained: list[Tensor] = []
         start = 0
         for layer, size in zip(layers, sizes, strict=True):
             if isinstance(layer, LoraLinear) and layer.active:
                 pair = layer.pair(layer.active[0])
                 assert not isinstance(pair, Dora)  # `ready` says no
                 factors += pair.factors()
-                trained += pair.parameters()
                 parts.append((start, size, pair.settings.scaling))
             start += size
+        bias = _biases([base.bias for base in bases], sizes, dtype)
         if columns is not None:
+            bias = None if bias is None else bias[columns]
             factors, parts = _cut(factors, parts, columns)
-        width = start if columns is None else columns.stop - columns.start
-        shape = (tuple(parts), tuple(A.shape[0] for A in factors[::2]), x.dtype)
-        beside = self._beside.get(key)
-        if beside is None or beside.shape != shape:
-            beside = self._beside[key] = _Beside.of(shape, factors, width)
-        bias = beside.bias_of([base.bias for base in bases], sizes, columns, x.dtype)
-        beside.fill_(factors, stamp=_stamp(trained))
-        return _GroupLinear.apply(x, residual, bias, frozen, beside, *factors)
+            start = columns.stop - columns.start
+        A = B = None
+        if parts:
+            A, B = _side_by_side(factors, parts, start, dtype)
+        shape = tuple(parts), tuple(factor.shape[0] for factor in factors[::2])
+        return Joined(frozen, bias, A, B, shape, tuple(factors))
 
     def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear:
         """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
         transposed = layout_of(bases[0]) is Layout.CONV1D
+        if any(base.weight.requires_grad for base in bases):  # it may change without a trace
+            weight = torch.cat([base.weight.detach() for base in bases], dim=1 if transposed else 0)
+            weight = weight if columns is None else weight[:, columns] if transposed else weight[columns]
+            return FrozenLinear(weight, transposed=transposed, keep=False)
         if _stamp([base.weight for base in bases]) != self._stamp:
             self._arrange_(bases, 1 if transposed else 0)
         key = None if columns is None else (columns.start, columns.stop)
@@ -150,65 +156,8 @@ def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.
     ).to(dtype)
 
 
-Shape = tuple[tuple[Part, ...], tuple[int, ...], torch.dtype]
-"""The parts, their ranks and the dtype of the products."""
-
-
-class _Beside:
-    """What stands beside a group's frozen weights in its products, kept from call to call.
-
-    A (R, n) holds all A's under each other, B (M, R) all B's on its diagonal, in the dtype of the products; they are
-    filled anew when a factor has changed. `scaling` is the factor of B A, (R,) where the adapters differ in it.
-    """
-
-    def __init__(self, shape: Shape, A: Tensor, B: Tensor, scaling: float | Tensor) -> None:
-        self.shape, self.A, self.B, self.scaling = shape, A, B, scaling
-        self._views: list[Tensor] = []
-        at = 0
-        for (start, size, _), r in zip(shape[0], shape[1], strict=True):
-            self._views += [A[at : at + r], B[start : start + size, at : at + r]]
-            at += r
-        self._filled: tuple[Any, ...] = ()
-        self._biases: tuple[tuple[Any, ...], Tensor | None] = ((), None)
-
-    @classmethod
-    @torch.inference_mode(False)  # what a prediction makes, training has to be able to use
-    @torch.no_grad()
-    def of(cls, shape: Shape, factors: Sequence[Tensor], width: int) -> _Beside:
-        """Empty ones for `factors`, whose group has `width` outputs."""
-        parts, ranks, dtype = shape
-        if not parts:
-            nothing = torch.empty(0)
-            return cls(shape, nothing, nothing, 1.0)
-        device = factors[0].device
-        A = torch.empty(sum(ranks), factors[0].shape[1], dtype=dtype, device=device)
-        B = torch.zeros(width, sum(ranks), dtype=dtype, device=device)
-        scalings = [scaling for _, _, scaling in parts]
-        if len(set(scalings)) == 1:
-            return cls(shape, A, B, scalings[0])
-        each = [s for s, r in zip(scalings, ranks, strict=True) for _ in range(r)]
-        return cls(shape, A, B, torch.tensor(each, dtype=dtype, device=device))
-
-    def fill_(self, factors: Sequence[Tensor], *, stamp: tuple[Any, ...]) -> None:
-        """Take over the factors' values, unless they are those of the last `stamp`."""
-        if factors and stamp != self._filled:
-            with torch.no_grad():
-                torch._foreach_copy_(self._views, list(factors))
-            self._filled = stamp
-
-    def bias_of(
-        self, biases: Sequence[Tensor | None], sizes: Sequence[int], columns: slice | None, dtype: torch.dtype
-    ) -> Tensor | None:
-        """(M,) the biases side by side, or their `columns`."""
-        stamp = tuple(
-            None if b is None else (id(b), b.data_ptr(), 0 if b.is_inference() else b._version)
-            for b in biases
-        )
-        if stamp != self._biases[0]:
-            with torch.inference_mode(False), torch.no_grad():
-                bias = _biases([None if b is None else b.detach().clone() for b in biases], sizes, dtype)
-                self._biases = stamp, bias if bias is None or columns is None else bias[columns].clone()
-        return self._biases[1]
+Shape = tuple[tuple[Part, ...], tuple[int, ...]]
+"""The parts, and their ranks."""
 
 
 def _base_of(layer: nn.Module) -> Any:
@@ -231,63 +180,110 @@ def _cut(factors: Sequence[Tensor], parts: Sequence[Part], columns: slice) -> tu
     return kept, places
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A group's product at one moment: forward and backward without a graph.
+
+    Attributes:
+        frozen: the weights W (M, n).
+        bias: (M,) or None.
+        A, B: (R, n) and (M, R) of the adapters, B scaled, in the dtype of the product; None without any.
+        shape: which adapter stands where.
+        factors: the adapters' own A_1, B_1, A_2, ...
+    """
+
+    frozen: FrozenLinear
+    bias: Tensor | None
+    A: Tensor | None
+    B: Tensor | None
+    shape: Shape
+    factors: tuple[Tensor, ...]
+
+    @property
+    def trained(self) -> bool:
+        """Whether any factor wants a gradient."""
+        return any(factor.requires_grad for factor in self.factors)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(T, n) -> (T, M) x W^T + (x A^T) B^T + bias + residual, and x A^T (T, R) to be kept."""
+        y = self.frozen.product(x, self.bias, residual)
+        if self.A is None or self.B is None:
+            return y, None
+        h = torch.mm(x, self.A.t())
+        y.addmm_(h, self.B.t())
+        return y, h
+
+    def backward(
+        self, grad: Tensor, x: Tensor | None, h: Tensor | None, *, need_x: bool, beside: Tensor | None = None
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradients of the input (T, n), plus `beside` (T, n) where one is given, and of `factors`.
+
+        Args:
+            grad: (T, M).
+            x, h: the input, and what `forward` gave with it; None: no factor wants a gradient.
+            need_x: whether the input's is wanted.
+            beside: what else flows into the input's gradient.
+        """
+        g = (
+            torch.mm(grad, self.B) if self.B is not None and (need_x or h is not None) else None
+        )  # (T, R), scaled
+        grad_x = None
+        if need_x:
+            grad_x = self.frozen.input_gradient(grad, beside)
+            if g is not None and self.A is not None:
+                grad_x.addmm_(g, self.A)
+        if h is None or x is None or g is None:
+            return grad_x, [None] * len(self.factors)
+        dtypes = [factor.dtype for factor in self.factors]
+        return grad_x, _of_factors(torch.mm(g.t(), x), torch.mm(grad.t(), h), self.shape, dtypes)
+
+
 class _GroupLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        bias: Tensor | None,
-        frozen: FrozenLinear,
-        beside: _Beside,
-        *factors: Tensor,
-    ) -> Tensor:
-        y = frozen.product(x, bias, residual)
-        A, B = beside.A, beside.B
-        h = None
-        if factors:
-            h = _scaled_product(x, A.t(), beside.scaling)  # (T, R)
-            y.addmm_(h, B.t())
-        need_x = ctx.needs_input_grad[0]
-        need_factors = any(ctx.needs_input_grad[_FACTORS:])
-        ctx.save_for_backward(
-            x if need_factors else None,
-            h if need_factors else None,
-            A if need_x and factors else None,
-            B if factors else None,
-        )
-        ctx.frozen, ctx.shape, ctx.scaling = frozen, beside.shape, beside.scaling
-        ctx.dtypes = [factor.dtype for factor in factors]
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, joined: Joined, *_: Tensor) -> Tensor:
+        y, h = joined.forward(x, residual)
+        wanted = any(ctx.needs_input_grad[_FACTORS:])
+        ctx.save_for_backward(x if wanted else None, h if wanted else None)
+        ctx.joined = joined
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, A, B = ctx.saved_tensors
+        x, h = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[:2]
-        need_factors = any(ctx.needs_input_grad[_FACTORS:])
-        g = _scaled_product(grad, B, ctx.scaling) if B is not None and (need_x or need_factors) else None
-        grad_x = None
-        if need_x:
-            grad_x = ctx.frozen.input_gradient(grad)
-            if g is not None:
-                grad_x.addmm_(g, A)
-        grads: list[Tensor | None] = [None] * len(ctx.dtypes)
-        if need_factors:
-            assert g is not None  # factors come with their B
-            parts, ranks, _ = ctx.shape
-            of_A = torch.mm(g.t(), x).to(ctx.dtypes[0]).split(ranks)  # (R, n)
-            at = 0
-            for i, ((start, size, _), r) in enumerate(zip(parts, ranks, strict=True)):
-                grads[2 * i] = of_A[i].to(ctx.dtypes[2 * i])
-                part = torch.mm(grad[:, start : start + size].t(), h[:, at : at + r])  # (m, r)
-                grads[2 * i + 1] = part.to(ctx.dtypes[2 * i + 1])
-                at += r
-        return (grad_x, grad if need_residual else None, None, None, None, *grads)
+        grad_x, grads = ctx.joined.backward(grad, x, h, need_x=need_x)
+        return (grad_x, grad if need_residual else None, None, *grads)
 
 
-def _scaled_product(x: Tensor, A_t: Tensor, scaling: float | Tensor) -> Tensor:
-    """(T, n) times (n, R), times a number or (R,)."""
-    if isinstance(scaling, float):
-        return torch.addmm(x.new_empty(1), x, A_t, beta=0.0, alpha=scaling)
-    return torch.mm(x, A_t).mul_(scaling)
+@torch.no_grad()
+def _side_by_side(
+    factors: Sequence[Tensor], parts: Sequence[Part], outputs: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """All A's under each other (R, n), and all scaled B's on the diagonal of (M, R), in `dtype`.
+
+    Copies, made for each call: an optimiser may change the factors without a trace (PyTorch's fused ones do).
+    """
+    if len(parts) == 1 and parts[0][1] == outputs:
+        return factors[0].to(dtype, copy=True), (factors[1] * parts[0][2]).to(dtype)
+    A = torch.cat(list(factors[::2])).to(dtype)
+    B = torch.zeros(outputs, A.shape[0], dtype=dtype, device=A.device)
+    at = 0
+    for (start, size, scaling), B_i in zip(parts, factors[1::2], strict=True):
+        r = B_i.shape[1]
+        torch.mul(B_i, scaling, out=B[start : start + size, at : at + r])
+        at += r
+    return A, B
+
+
+def _of_factors(
+    of_A: Tensor, of_B: Tensor, shape: Shape, dtypes: Sequence[torch.dtype]
+) -> list[Tensor | None]:
+    """The gradients of A (R, n) and of B (M, R), as those of each adapter's factors: A_1, B_1, A_2, ..."""
+    found: list[Tensor | None] = []
+    of_A, of_B = of_A.to(dtypes[0]), of_B.to(dtypes[0])
+    at = 0
+    for (start, size, scaling), r in zip(shape[0], shape[1], strict=True):
+        found += [of_A[at : at + r], of_B[start : start + size, at : at + r] * scaling]
+        at += r
+    return [g.to(dtype) for g, dtype in zip(found, dtypes, strict=True) if g is not None]

@@ -85,7 +85,7 @@ def first_trained_block(program: Program, model: nn.Module) -> int:
     for i, block in enumerate(program.blocks):
         for group in (block.qkv, block.out, block.up, block.down):
             inside |= {id(p) for layer in group.layers for p in layer.parameters()}
-        inside |= {id(p) for norm in (block.norm_1, block.norm_2) for p in norm.parameters()}
+        inside |= {id(p) for norm in block.norms for p in norm.parameters()}
         if lowest is None and trained & inside:
             lowest = i
     # What is trained outside of the blocks stands above them (last norm, head) or below (embeddings).
@@ -94,7 +94,9 @@ def first_trained_block(program: Program, model: nn.Module) -> int:
 
 
 def _below(program: Program, model: nn.Module, trained: set[int]) -> bool:
-    above = {id(p) for p in program.last_norm.parameters()} if program.last_norm is not None else set()
+    above = (
+        {id(p) for p in getattr(*program.last_norm).parameters()} if program.last_norm is not None else set()
+    )
     prefix = getattr(model, "base_model_prefix", "")
     for name, parameter in model.named_parameters():
         in_body = name.startswith(f"{prefix}.") and not name.startswith(f"{prefix}.pooler.")

@@ -13,6 +13,8 @@ text in it, P places in all (for k of query, key and value).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,21 +27,26 @@ from torch.autograd.function import once_differentiable
 from veneer.engine.attention import KEPT_TOKENS, AttentionPattern, packed_attention
 from veneer.engine.packing import Layout
 
-__all__ = ["attend_read", "attend_rows"]
+__all__ = ["RowAttention", "attend_read", "attend_rows", "by_rows"]
 
 _CAUSAL = AttentionPattern(after=0)
 _ALL = AttentionPattern()
 
 
+def by_rows(x: Tensor, layout: Layout) -> bool:
+    """Whether `RowAttention` is the way here: on a CPU, for texts that are not long."""
+    return x.device.type == "cpu" and layout.longest <= KEPT_TOKENS
+
+
 def attend_rows(qkv: Tensor, layout: Layout, heads: int, scaling: float, *, causal: bool) -> Tensor:
     """(R, 3 C) queries, keys and values side by side -> (R, C); rows behind the texts come out as zeros."""
-    if qkv.device.type != "cpu" or layout.longest > KEPT_TOKENS:
+    if not by_rows(qkv, layout):
         behind = qkv.shape[0] - layout.tokens
         q, k, v = qkv[: layout.tokens].unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)  # (H, T, D) each
         pattern = _CAUSAL if causal else _ALL
         out = packed_attention(q, k, v, layout, pattern, scaling=scaling).flatten(1)
         return nn.functional.pad(out, (0, 0, 0, behind)) if behind else out
-    return _RowAttention.apply(qkv, layout, heads, scaling, causal)
+    return _RowAttention.apply(qkv, RowAttention(layout, heads, scaling, causal))
 
 
 def attend_read(q: Tensor, kv: Tensor, layout: Layout, heads: int, scaling: float) -> Tensor:
@@ -57,41 +64,62 @@ def attend_read(q: Tensor, kv: Tensor, layout: Layout, heads: int, scaling: floa
     return torch.cat(parts)
 
 
-class _RowAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int, scaling: float, causal: bool) -> Tensor:
+@dataclass(frozen=True)
+class RowAttention:
+    """Attention over the rows of one layout, forward and backward without a graph.
+
+    Attributes:
+        layout: at most `KEPT_TOKENS` tokens a text.
+        heads, scaling, causal: as in `attend_rows`.
+    """
+
+    layout: Layout
+    heads: int
+    scaling: float
+    causal: bool
+
+    def forward(self, qkv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(R, 3 C) -> (R, C), and what `backward` wants: q, k, v laid out, and the probabilities of each group."""
+        layout, heads = self.layout, self.heads
         laid_out = _laid_out(qkv, layout, 3, heads)
         out = laid_out.new_empty(laid_out.shape[0] // 3, laid_out.shape[1])
-        kept: list[Tensor] = []
+        kept = [laid_out]
         groups = zip(_views(laid_out, layout, 3, heads), _views(out, layout, 1, heads), strict=True)
         for i, ((q, k, v), o) in enumerate(groups):  # (n H, L, D)
-            p = _softmax_of_scores(q, k, layout, i, heads, scaling, causal)  # (n H, L, L)
+            p = _softmax_of_scores(q, k, layout, i, heads, self.scaling, self.causal)  # (n H, L, L)
             torch.bmm(p, v, out=o[0])
             kept.append(p)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(laid_out, *kept)
-            ctx.rest = layout, heads, scaling
-        return _put_back(out, layout, qkv.shape[0], 1, heads)
+        return _put_back(out, layout, qkv.shape[0], 1, heads), kept
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        layout, heads, scaling = ctx.rest
-        laid_out, *kept = ctx.saved_tensors
+    def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """The gradient of the output (R, C) and what `forward` kept -> that of its input (R, 3 C)."""
+        layout, heads, scaling = self.layout, self.heads, self.scaling
+        laid_out, *probabilities = kept
         parts = torch.empty_like(laid_out)
         grad_out = _laid_out(grad.contiguous(), layout, 1, heads)
-        groups = zip(
-            *(_views(x, layout, k, heads) for x, k in ((laid_out, 3), (grad_out, 1), (parts, 3))),
-            kept,
-            strict=True,
-        )
-        for (q, k, v), (do,), (gq, gk, gv), p in groups:
+        states = (_views(x, layout, k, heads) for x, k in ((laid_out, 3), (grad_out, 1), (parts, 3)))
+        for (q, k, v), (do,), (gq, gk, gv), p in zip(*states, probabilities, strict=True):
             torch.bmm(p.transpose(1, 2), do, out=gv)
             ds = torch.bmm(do, v.transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype)
             torch.baddbmm(gq, ds, k, beta=0.0, alpha=scaling, out=gq)
             torch.baddbmm(gk, ds.transpose(1, 2), q, beta=0.0, alpha=scaling, out=gk)
-        return _put_back(parts, layout, grad.shape[0], 3, heads), None, None, None, None
+        return _put_back(parts, layout, grad.shape[0], 3, heads)
+
+
+class _RowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, attention: RowAttention) -> Tensor:
+        out, kept = attention.forward(qkv)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(*kept)
+            ctx.attention = attention
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.attention.backward(grad, ctx.saved_tensors), None
 
 
 class _LaidOut(torch.autograd.Function):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.engine import interface
+from veneer.engine.allocation import keep_freed_memory
 from veneer.engine.beginnings import beginnings_of
 from veneer.engine.blocks import Program
 from veneer.engine.families import program_of
@@ -55,6 +56,7 @@ class Runner:
         `auto` compares packed against padded on two short texts and falls back to padded; `packed` raises
         `interface.NotPackableError` instead; `padded` asks nothing.
         """
+        keep_freed_memory()
         if mode == "padded":
             return cls(model, "padded", "asked for")
         if not getattr(model, "_supports_attention_backend", False):

@@ -98,8 +98,8 @@ def gpt_program(gpt: Any) -> Program:
             out=LinearGroup((att, "out_proj")),
             up=LinearGroup((layers, "0")),
             down=LinearGroup((layers, "2")),
-            norm_1=module.norm1,
-            norm_2=module.norm2,
+            norm_1=(module, "norm1"),
+            norm_2=(module, "norm2"),
             activation=activation,
             heads=att.n_heads,
             scaling=1.0 / math.sqrt(gpt.config.emb_dim // att.n_heads),
@@ -111,4 +111,4 @@ def gpt_program(gpt: Any) -> Program:
         x: Tensor = gpt.embed(batch.input_ids, batch.position_ids)
         return x
 
-    return Program(embed, [block(module) for module in gpt.trf_blocks], gpt.final_norm)
+    return Program(embed, [block(module) for module in gpt.trf_blocks], (gpt, "final_norm"))

@@ -1,0 +1,112 @@
+"""Blocks forward and backward by hand: against autograd on the same parts, and computed again to the same bits.
+
+`test_program.py` holds them against transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.test_program import KINDS, adapted
+from reference.families import LENGTHS, texts_of
+from veneer.engine import Runner, pack
+from veneer.engine.block_step import BlockStep
+from veneer.lora import adapter_parameters
+
+
+def gradients(model: Any, states: Tensor) -> dict[str, Tensor]:
+    weights = torch.linspace(-1.0, 1.0, states.numel(), dtype=states.dtype).view_as(states)
+    trained = dict(adapter_parameters(model))
+    (states * weights).sum().backward()
+    found = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+    for p in trained.values():
+        p.grad = None
+    return found
+
+
+def program_and_batch(kind: str, **options: Any) -> tuple[Any, Any, Any]:
+    model = adapted(kind, **options)
+    runner = Runner.of(model, mode="packed")
+    assert runner.program is not None
+    return model, runner.program, pack(texts_of(LENGTHS["mixed"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_computing_again_gives_the_same_bits(kind: str, dtype: torch.dtype) -> None:
+    model, program, batch = program_and_batch(kind)
+    for name, p in model.named_parameters():
+        if "lora" not in name and not p.requires_grad:
+            p.data = p.data.to(dtype)
+    kept = gradients(model, program(batch))
+    again = gradients(model, program(batch, recompute=True))
+    assert kept.keys() == again.keys()
+    assert len(kept) > 4
+    for name, grad in kept.items():
+        assert torch.equal(grad, again[name]), name
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "BERT"])
+def test_trained_norms_get_the_gradients_that_autograd_finds(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = ["ln_1", "ln_2"] if kind == "GPT-2" else ["attention.output.LayerNorm", "output.LayerNorm"]
+    model, program, batch = program_and_batch(kind, modules_to_save=norms)
+    by_hand = gradients(model, program(batch))
+    monkeypatch.setattr("veneer.engine.blocks.is_plain", lambda *_: False)
+    composed = gradients(model, program(batch))
+    assert (
+        sum("norm" in name.lower() or "ln_" in name for name in by_hand) == 8
+    )  # weight and bias of two in two
+    assert by_hand.keys() == composed.keys()
+    for name, grad in composed.items():
+        scale = float(grad.abs().max())
+        assert float((by_hand[name] - grad).abs().max()) <= 5e-6 * max(scale, 1.0), name
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "BERT"])
+def test_a_change_without_a_trace_is_computed_with(kind: str) -> None:
+    """PyTorch's fused optimisers do not count their changes; nothing of the adapter may be kept from call to call."""
+    model, program, batch = program_and_batch(kind)
+    weights = [p for _, p in adapter_parameters(model)]
+    optimizer = torch.optim.AdamW(weights, lr=0.1, fused=True)
+    padded = Runner.of(model, mode="padded")
+    for _ in range(2):
+        program(batch).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(program(batch), padded.hidden_states(batch), rtol=0, atol=1e-5)
+
+
+def test_a_change_between_forward_and_backward_does_not_reach_the_gradients() -> None:
+    model, program, batch = program_and_batch("BERT")
+    expected = gradients(model, program(batch))
+    states = program(batch)
+    weights = {name: p.detach().clone() for name, p in adapter_parameters(model)}
+    with torch.no_grad():
+        for name, p in adapter_parameters(model):
+            p.copy_(weights[name] + 0.1)
+        program(batch)
+    found = gradients(model, states)
+    assert expected.keys() == found.keys()
+    for name, grad in expected.items():
+        assert torch.equal(grad, found[name]), name
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradients_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, program, batch = program_and_batch("GPT-2")
+    calls: list[int] = []
+    forward = BlockStep.forward
+    monkeypatch.setattr(BlockStep, "forward", lambda self, x: calls.append(1) or forward(self, x))
+    total = program(batch).square().sum()
+    total.backward(retain_graph=True)
+    once = {name: p.grad.clone() for name, p in adapter_parameters(model) if p.grad is not None}
+    total.backward()
+    assert len(calls) == 2  # two blocks, and nothing computed again
+    for name, p in adapter_parameters(model):
+        if name in once:
+            assert torch.allclose(p.grad, 2 * once[name])
