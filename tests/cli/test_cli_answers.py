@@ -132,3 +132,21 @@ def test_a_file_that_is_not_right_is_refused(folder: Path) -> None:
     )
     assert moved.code == 0, moved.err
     assert "1 answer of wrong.json does not stand at answer_start" in moved.out + moved.err
+
+
+def test_the_cards_code_answers_the_same_with_peft_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a context that fits into a window, and where both give an answer."""
+    card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    context = "film order win a late prize now and thanks"
+    code = code.replace('"the question"', repr(QUESTION)).replace(
+        '"the text that holds the answer"', repr(context)
+    )
+    assert repr(context) in code
+    exec(compile(code.replace("path/to/this/folder", str(folder / "adapter")), "card", "exec"), {})
+    done = veneer("predict", folder / "adapter", QUESTION, "--context", context, "--json")
+    (answer,) = done.json["answers"]
+    given = answer["answer"] or answer["others"][0]["answer"]
+    assert capsys.readouterr().out.splitlines()[-1] == given
