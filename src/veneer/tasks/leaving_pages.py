@@ -19,8 +19,17 @@ from veneer.models.heads import head_code
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift
+from veneer.tasks.entity_pages import onnx_entities_code
 
-__all__ = ["combined_page", "merged_page", "merged_task_page", "onnx_page", "peft_page", "peft_task_page"]
+__all__ = [
+    "combined_page",
+    "merged_page",
+    "merged_task_page",
+    "onnx_entities_page",
+    "onnx_page",
+    "peft_page",
+    "peft_task_page",
+]
 
 _POOLED = {
     "mean": "(states * inside).sum(1) / inside.sum(1)",
@@ -108,6 +117,22 @@ def onnx_page(adapter: str, adapted: Adapted, task: Classification, drift: Drift
         f"at most {drift.largest:.1e} from the adapter's on {drift.texts} stored inputs.",
         "",
         _fence(code),
+    )
+
+
+def onnx_entities_page(adapter: str, adapted: Adapted, drift: Drift) -> str:
+    """README.md of an ONNX export that labels words."""
+    card = adapted.kind.card(adapted)
+    return _page(
+        {"library_name": "onnx", "base_model": adapted.base.name},
+        adapter,
+        f"{adapted.base.name} with the LoRA adapter {adapter} merged, as one ONNX graph: `input_ids` and "
+        "`attention_mask` (batch, length) int64, padded on the right, to `logits` (batch, length, labels) float32: "
+        f"{card.summary}. The label of a word is read at its first token. With onnxruntime its logits differ by "
+        f"at most {drift.largest:.1e} from the adapter's on {drift.texts} stored inputs.",
+        "",
+        _fence(onnx_entities_code()),
+        pipeline_tag=card.pipeline_tag,
     )
 
 
