@@ -20,7 +20,7 @@ from veneer.data.ragged import Ragged
 from veneer.data.tags import Entity
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Block, Folded, Paragraph, Section, Table
-from veneer.evaluation.entities import count_entities, entity_metrics, f1_difference
+from veneer.evaluation.entities import EntityMetrics, count_entities, entity_metrics, f1_difference
 from veneer.evaluation.word_tags import WordTags
 from veneer.tasks.base import Encoded, Outputs
 from veneer.tasks.kind import Card, Findings, Told
@@ -142,7 +142,8 @@ def entity_findings(told: Told) -> Findings:
     )
     losses = _losses(task, told.outputs, told.encoded)
     worst = wrong[np.argsort(-losses[wrong], kind="stable")][:_WORST]
-    sections = [_kinds(given, found), _reading(told)]
+    metrics: EntityMetrics = told.metrics  # type: ignore[assignment]
+    sections = [*metrics.sections(rows.name), _kinds(given, found), _reading(told)]
     if len(worst):
         table = tuple(
             (
@@ -154,7 +155,7 @@ def entity_findings(told: Told) -> Findings:
             )
             for place in worst.tolist()
         )
-        sections.insert(1, _worst(table, len(wrong), len(rows)))
+        sections.insert(-1, _worst(table, len(wrong), len(rows)))
     return Findings(mistakes_total=len(wrong), sections=tuple(sections))
 
 
