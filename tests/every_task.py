@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bases import tiny_bert
+from bases import tiny_bert, tiny_gpt2
 from reference.causal import causal_base
 
 __all__ = ["ENTRIES", "Entry"]
@@ -127,6 +127,18 @@ def spans(folder: Path) -> Path:
     return path
 
 
+def tagged(folder: Path) -> Path:
+    """Entities as CoNLL columns."""
+    draw, blocks = np.random.default_rng(0), []
+    for row in range(40):
+        name, place = str(draw.choice(["Anna", "Bob"])), str(draw.choice(["New York", "Rome"])).split()
+        words = [(name, "B-PER"), ("is", "O"), ("in", "O"), *zip(place, ("B-LOC", "I-LOC"), strict=False)]
+        blocks.append("".join(f"{word}\t{tag}\n" for word, tag in [*words, (f"now{row}", "O")]))
+    path = folder / "tagged.conll"
+    path.write_text("\n".join(blocks), encoding="utf-8")
+    return path
+
+
 def squad(folder: Path) -> Path:
     """Questions on contexts, in SQuAD's format, some of them with two windows."""
     draw, paragraphs = np.random.default_rng(0), []
@@ -171,6 +183,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "entities": Entry(
         "entities", spans, _bert, ("anna is in rome now", "rome, bob"), ("anna is in rome now",)
+    ),
+    "tagged words": Entry(
+        "entities", tagged, tiny_gpt2, ({"text": "Bob is in New York"}, "Anna?"), ("Bob is in New York",)
     ),
     "answers": Entry("answers", squad, _bert, (ASKED,), (ASKED["question"], "--context", ASKED["context"])),
     "instructions": Entry(
