@@ -28,6 +28,7 @@ from veneer.tasks.adapted import Adapted, load
 from veneer.tasks.base import Encoded, Outputs
 from veneer.tasks.evaluating import evaluate
 from veneer.tasks.golden import golden_rows
+from veneer.tasks.merged import merge_adapter
 from veneer.tasks.registry import KINDS
 from veneer.training.config import TrainConfig
 from veneer.training.finish import Finished
@@ -299,3 +300,14 @@ def test_a_folder_of_peft_answers_too(made: Made, tmp_path: Path) -> None:
         (bare / name).write_bytes((made.done.path / name).read_bytes())
     again = load(bare, precision="fp32")
     assert again.task.head.form == adapted.task.head.form
+
+
+def test_merged_it_answers_the_same(made: Made, tmp_path: Path) -> None:
+    """The full model by itself, loaded again: transformers' class fills every weight of it."""
+    done = merge_adapter(made.done.path, tmp_path / "model")
+    assert done.drift.texts == len(made.done.facts.golden.inputs)  # type: ignore[union-attr]
+    assert done.drift.changed == 0
+    assert done.drift.largest < 2e-4  # fp32, numbers of size one to ten
+    auto = getattr(transformers, HEAD_CLASSES[made.loaded().base.spec.form].auto)
+    _, told = auto.from_pretrained(done.path, output_loading_info=True)
+    assert (list(told["missing_keys"]), list(told["unexpected_keys"])) == ([], [])
