@@ -123,19 +123,21 @@ def _check(tokenizer: Any) -> None:
 
 
 def _lengths(pairs: Sequence[Pair], tokenizer: Any) -> NDArray[np.int64]:
-    """(n, 2) tokens of question and context, without special tokens."""
-    columns = [
-        tokenizer(
-            list(texts),
+    """(n, 2) tokens of question and context, without special tokens; many questions share a context."""
+    found = []
+    for column in zip(*pairs, strict=True):
+        texts = list(dict.fromkeys(column))
+        ids = tokenizer(
+            texts,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             truncation=False,
             verbose=False,
         )["input_ids"]
-        for texts in zip(*pairs, strict=True)
-    ]
-    return np.array([[len(ids) for ids in column] for column in columns], np.int64).reshape(2, -1).T
+        lengths = dict(zip(texts, map(len, ids), strict=True))
+        found.append([lengths[text] for text in column])
+    return np.array(found, np.int64).reshape(2, -1).T
 
 
 @dataclass
