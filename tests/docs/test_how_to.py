@@ -46,10 +46,23 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     letters = [{"instruction": f"Write to {i}.", "input": "", "output": f"Dear {i}!"} for i in range(40)]
     Path("letters.json").write_text(json.dumps(letters))
     Path("asks.jsonl").write_text('{"id": 1, "instruction": "Write."}\n{"id": 2, "instruction": "Do."}\n')
+    _entity_files()
     question_file(tmp_path / "questions.json")
     Path("page.txt").write_text("It is late, and the film is a good one.\n")
     Path("questions.txt").write_text("Write to Ada.\n/compare\nAnd to Bob.\n/quit\n")
     Path("run.yaml").write_text("data:\n  source: messages.csv\nepochs: 2\nbaselines: false\n")
+
+
+def _entity_files() -> None:
+    """A folder of CoNLL columns, and a file of spans."""
+    Path("news").mkdir()
+    for part, first, n in (("train", 0, 30), ("dev", 30, 8), ("test", 40, 8)):
+        rows = [f"Ada B-per\nis O\nin O\nNew B-loc\nYork I-loc\n{k} O\n" for k in range(first, first + n)]
+        Path(f"news/news.{part}.conll").write_text("\n".join(rows))
+    spans = [
+        {"text": f"Ada is late {k}", "spans": [{"start": 0, "end": 3, "label": "person"}]} for k in range(30)
+    ]
+    Path("spans.json").write_text(json.dumps(spans))
 
 
 @pytest.mark.usefixtures("_folder")
