@@ -11,13 +11,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from bases import tiny_bert
+from question_files import question_file as many
 from veneer.data.choices import Notes
+from veneer.data.config import DataConfig
 from veneer.data.question_columns import find_question_columns
 from veneer.data.questions import Questions, read_questions
 from veneer.data.ragged import Ragged
+from veneer.data.sources import Source
 from veneer.data.tables import read_table
 from veneer.errors import AdapterError, DataError
-from veneer.tasks.answers import Answers
+from veneer.tasks.answers import KIND, AnswerOptions, Answers
 from veneer.tasks.asked import asked_of
 from veneer.tasks.base import Encoded
 from veneer.tasks.registry import task_from_facts
@@ -173,3 +176,17 @@ def test_facts_make_the_same_task_again() -> None:
     assert task_from_facts("answers", json.loads(json.dumps(own.facts()))) == own
     with pytest.raises(AdapterError, match="does not describe the task 'answers' completely"):
         task_from_facts("answers", {"stride": 3})
+
+
+def test_no_context_stands_on_two_sides(tmp_path: Path) -> None:
+    """Neither by the split, nor with a test file of the user's own."""
+    data, own = many(tmp_path / "many.json"), many(tmp_path / "own.json", contexts=5)
+    for given in ({}, {"seed": 3, "test_fraction": 0.4}):
+        found = KIND.prepare(Source(DataConfig.parse({"source": str(data), **given})), AnswerOptions())
+        contexts = [{one.context for one in split} for split in found.splits]
+        assert sum(map(len, contexts)) == len(set.union(*contexts)) == 40
+        assert all(contexts)
+    found = KIND.prepare(Source(DataConfig.parse({"source": str(data), "test": str(own)})), AnswerOptions())
+    assert len({one.context for one in found.test}) == 5
+    assert "7 questions of train whose context is also in test; left out of train." in found.warnings
+    assert found.summary()["label_counts"]["test"] == {"with an answer": 5, "without": 2}

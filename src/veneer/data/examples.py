@@ -50,6 +50,7 @@ def prepare_examples(
     facts: Mapping[str, Any] | Callable[[R], Mapping[str, Any]] = {},  # noqa: B006 (never changed)
     count: Callable[[Any], dict[str, int]] = nothing,
     noun: str = "example",
+    alike: str = "",
 ) -> PreparedRows[R]:
     """Read, clean, split.
 
@@ -60,6 +61,7 @@ def prepare_examples(
         facts: for `PreparedRows.facts`, or how to get them from the training file's rows.
         count: what a part holds how often.
         noun: what an example is called, in messages.
+        alike: what of two examples is equal where their fingerprints are, if not all: "whose context is".
 
     Raises:
         DataError: nothing is left to train on, or too little to split.
@@ -71,7 +73,7 @@ def prepare_examples(
     own = {name: part for name in ("validation", "test") if (part := source.part(name)) is not None}
     others = {name: _named(read(part, notes), name) for name, part in own.items()}
     known = facts(main) if callable(facts) else facts
-    main, others = _apart(source.config, main, others, notes, noun)
+    main, others = _apart(source.config, main, others, notes, noun, alike)
     main = _sampled(source.config, main, notes, noun)
     parts = _divided(source.config, main, others, notes, noun)
     cut = {name: main.select(rows, name) for name, rows in vars(parts).items()} | others
@@ -87,7 +89,7 @@ def _named(rows: R, name: str) -> R:
 
 
 def _apart(
-    config: DataConfig, main: R, others: dict[str, R], notes: Notes, noun: str
+    config: DataConfig, main: R, others: dict[str, R], notes: Notes, noun: str, alike: str
 ) -> tuple[R, dict[str, R]]:
     """Without the examples that stand in a later part as well: train gives way to validation, both to test."""
     parts = {"train": main, **others}
@@ -98,7 +100,8 @@ def _apart(
             if not shared.any():
                 continue
             notes.counts[f"overlap_{early}_{late}"] = int(shared.sum())
-            said = f"{counted(int(shared.sum()), noun)} of {early} also in {late}"
+            shares = f"{alike} also in" if alike else "also in"
+            said = f"{counted(int(shared.sum()), noun)} of {early} {shares} {late}"
             if config.duplicates == "ignore":
                 notes.warnings.append(f"{said}; kept (duplicates=ignore).")
                 continue

@@ -81,7 +81,9 @@ def prepare(source: Source, options: AnswerOptions) -> PreparedRows[Questions]:
         return own | {"answer_search": options.answer_search}
 
     notes = Notes()
-    found = prepare_examples(source, read, notes=notes, facts=facts, count=_counts, noun="question")
+    found = prepare_examples(
+        source, read, notes=notes, facts=facts, count=_counts, noun="question", alike="whose context is"
+    )
     contexts = sum(len(np.unique(split.prints, axis=0)) for split in found.splits if len(split))
     reason = "questions about one context stay on one side of the split"
     return replace(found, choices=(*found.choices, Choice("contexts", f"{contexts:,}", reason)))
