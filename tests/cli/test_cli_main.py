@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from command import environment, veneer
 from tiny_adapter import Trained
 
-from veneer.cli.progress import step_line
+from veneer.cli.progress import ScoreLike, step_line
 from veneer.training.loop import StepInfo
 
 VERBS = ["train", "predict", "evaluate", "inspect", "preview"]
@@ -106,6 +107,10 @@ def test_no_colour_and_no_terminal_mean_no_escape_codes(trained: Trained) -> Non
 def test_the_step_line_fits_beside_the_bar() -> None:
     info = StepInfo(1234, 6543, 1.3456, 1e-3, 12345.6, 98765.4, 3600, ("accuracy", 1.0))
     assert len(step_line(info, 2, 5, wide=False)) <= 80 - len("━━━━━━━━ ")
+    loss = ScoreLike("loss", percent=False, higher_is_better=False)
+    low = dataclasses.replace(info, metric=("loss", -2.5))  # kept with a minus
+    assert len(step_line(low, 2, 5, wide=False, form=loss)) <= 80 - len("━━━━━━━━ ")
+    assert "validation loss 2.500" in step_line(low, 2, 5, wide=True, form=loss)
     long = step_line(info, 2, 5, wide=True)
     assert "accuracy 100.0%" in long
     assert "12,346 texts/s" in long

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +30,7 @@ class TrainProgress:
         self.output = output
         self.steps_per_epoch = 1
         self.epochs = 1
+        self.form = ScoreLike()
         self._bar: Any = None
         self._task: Any = None
         self._status: Any = None
@@ -54,6 +56,8 @@ class TrainProgress:
         """What was inferred and what is adapted, once."""
         self._still()
         self.steps_per_epoch, self.epochs = run.plan.steps_per_epoch, run.plan.epochs
+        deciding = run.adapted.task.deciding
+        self.form = ScoreLike(deciding.key, deciding.percent, deciding.higher_is_better)
         self.output.choices(run.choices)
         for warning in run.warnings:
             self.output.warn(warning)
@@ -73,19 +77,22 @@ class TrainProgress:
         """The progress line."""
         epoch = min(self.epochs, (info.step - 1) // self.steps_per_epoch + 1)
         if self._bar is not None:
-            line = step_line(info, epoch, self.epochs, wide=self.output.err.width >= _WIDE)
+            wide = self.output.err.width >= _WIDE
+            line = step_line(info, epoch, self.epochs, wide=wide, form=self.form)
             self._bar.update(self._task, completed=info.step, line=line)
         elif not self.output.live and time.monotonic() - self._last > PLAIN_EVERY_S:
             self._last = time.monotonic()
-            self.output.say(step_line(info, epoch, self.epochs, wide=True))
+            self.output.say(step_line(info, epoch, self.epochs, wide=True, form=self.form))
 
     def entry(self, entry: Mapping[str, Any]) -> None:
         """A line for each evaluation."""
         if entry["kind"] != "evaluation":
             return
         self._last = time.monotonic()
-        score = f"validation {entry['score_name']} {entry['score']:.1%}"
-        self.output.say(f"step {entry['step']:,}: {score}, loss {entry['loss']:.3f}")
+        loss = f"loss {entry['loss']:.3f}"
+        score = self.form.text(entry["score"])
+        said = loss if self.form.key == "loss" else f"{entry['score_name']} {score}, {loss}"
+        self.output.say(f"step {entry['step']:,}: validation {said}")
 
     def download(self, done: int, total: int | None) -> None:
         """How much has come."""
@@ -110,16 +117,39 @@ class TrainProgress:
         self._status = self._bar = None
 
 
-def step_line(info: StepInfo, epoch: int, epochs: int, *, wide: bool) -> str:
+@dataclass(frozen=True)
+class ScoreLike:
+    """How a task's deciding figure is called and shown; see `veneer.tasks.base.ScoreForm`."""
+
+    key: str = "accuracy"
+    percent: bool = True
+    higher_is_better: bool = True
+
+    def text(self, value: float) -> str:
+        """As people read it; a loss comes with a minus, for higher is better in the history."""
+        value = value if self.higher_is_better else -value
+        return f"{value:.1%}" if self.percent else f"{value:.3f}"
+
+
+def step_line(
+    info: StepInfo,
+    epoch: int,
+    epochs: int,
+    *,
+    wide: bool,
+    form: ScoreLike = ScoreLike(),
+) -> str:
     """One line about a step; the short form fits beside the bar in 80 columns."""
     left = _clock(info.seconds_left)
     if wide:
-        metric = f"{info.metric[0]} {info.metric[1]:.1%}, " if info.metric else ""
+        name = "validation loss" if form.key == "loss" else form.key
+        metric = f"{name} {form.text(info.metric[1])}, " if info.metric else ""
         return (
             f"step {info.step:,}/{info.steps:,}, epoch {epoch}/{epochs}, loss {info.loss:.3f}, {metric}"
             f"{info.texts_per_s:,.0f} texts/s, {info.tokens_per_s:,.0f} tokens/s, {left} left"
         )
-    metric = f" {info.metric[0][:3]} {info.metric[1]:.3f}" if info.metric else ""
+    value = 0.0 if info.metric is None else info.metric[1] if form.higher_is_better else -info.metric[1]
+    metric = f" {'val' if form.key == 'loss' else form.key[:3]} {value:.3f}" if info.metric else ""
     return (
         f"{info.step}/{info.steps} ep {epoch}/{epochs} loss {info.loss:.3f}{metric} "
         f"{_short(info.texts_per_s)} texts/s {_short(info.tokens_per_s)} tok/s {left}"

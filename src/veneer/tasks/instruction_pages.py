@@ -5,6 +5,7 @@ This file knows tokens and words for people; it measures nothing but what it is 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,28 @@ import numpy as np
 from veneer.data.preview import ShownToken
 from veneer.data.ragged import Ragged
 from veneer.engine.generation import Sampling, TextGenerator
+from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Block, Folded, Paragraph, Preformatted, Section, Spans, Table
 from veneer.evaluation.wording import shortened
-from veneer.tasks.base import Answer, Encoded
+from veneer.lora import disabled
+from veneer.tasks.base import Answer, Encoded, Outputs
 from veneer.tasks.kind import Card, Findings, Told
+from veneer.tasks.prompting import answer_ends
 from veneer.tasks.rendered import Cut, Rendered
 
 if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
 
-__all__ = ["card", "findings", "inspect_lines", "shown_tokens", "spans_of", "watch", "written"]
+__all__ = [
+    "answer",
+    "baselines",
+    "card",
+    "cut_says",
+    "findings",
+    "inspect_lines",
+    "shown_tokens",
+    "watch",
+]
 
 _WORST = 10
 _SHOWN_CHARACTERS = 1_500
@@ -54,16 +67,16 @@ def _text_of(token: int, name: str, tokenizer: Any) -> str:
     return name if "\ufffd" in text or not text else text
 
 
-def written(adapted: Adapted, prompts: Sequence[Sequence[int]], most: int) -> list[str]:
+def _written(adapted: Adapted, prompts: Sequence[Sequence[int]], most: int) -> list[str]:
     """What the model writes after each prompt, greedily, `most` tokens at most."""
     task: Any = adapted.task
-    ends = task.template.ends(adapted.base.tokenizer)
+    tokens, texts = answer_ends(task.template, adapted.base.tokenizer)
     generator = TextGenerator(
         adapted.model,
         adapted.base.tokenizer,
         limit=adapted.base.max_length,
-        stop_tokens=ends[0],
-        stop=ends[1],
+        stop_tokens=tokens,
+        stop=texts,
     )
     return [one.text for one in generator.generate(list(prompts), Sampling(max_new_tokens=most))]
 
@@ -74,7 +87,21 @@ def answer(adapted: Adapted, encoded: Encoded) -> list[Answer]:
     if encoded.targets is not None:
         return list(task.answers(adapted.outputs_of(encoded), encoded))
     prompts = [np.asarray(encoded[place]).tolist() for place in range(len(encoded))]
-    return [{"answer": text} for text in written(adapted, prompts, task.answer_tokens)]
+    return [{"answer": text} for text in _written(adapted, prompts, task.answer_tokens)]
+
+
+def baselines(
+    adapted: Adapted,
+    train: Encoded,  # noqa: ARG001
+    held_out: Encoded,
+    outputs: Outputs,  # noqa: ARG001
+    seed: int,
+) -> tuple[Baseline, ...]:
+    """What the base says without the adapter, to the same prompts in the same template."""
+    began = time.perf_counter()
+    with disabled(adapted.model):
+        found = adapted.task.metrics(adapted.outputs_of(held_out), held_out, seed=seed)
+    return (Baseline("the base alone", found.summary(), time.perf_counter() - began),)
 
 
 def cut_says(task: Any) -> str:
@@ -97,7 +124,7 @@ def watch(adapted: Adapted, encoded: Encoded) -> list[dict[str, str]]:
         prompts.append(ids[:start])
         expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True))
     most = min(task.answer_tokens, max(8, 2 * max(len(encoded[place]) for place in chosen)))
-    answers = written(adapted, prompts, most)
+    answers = _written(adapted, prompts, most)
     asked = [tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
     return [
         {"asked": one, "expected": wanted, "written": answer}
@@ -234,11 +261,11 @@ def _read(told: Told) -> Section | None:
     one = task.shown(told.rows, 0, told.adapted.base.tokenizer, told.adapted.max_length)
     note = "One example as the model reads it; the loss reads the marked tokens."
     return Section(
-        "As the model reads it", (Paragraph(note, "note"), Spans(spans_of(one.tokens))), place="end"
+        "As the model reads it", (Paragraph(note, "note"), Spans(_spans(one.tokens))), place="end"
     )
 
 
-def spans_of(tokens: Sequence[ShownToken]) -> tuple[tuple[str, str], ...]:
+def _spans(tokens: Sequence[ShownToken]) -> tuple[tuple[str, str], ...]:
     """Tokens as runs of one kind, for the report."""
     runs: list[tuple[str, str]] = []
     for token in tokens:

@@ -34,6 +34,7 @@ from veneer.tasks.instruction_data import InstructionOptions, claims, inputs_fro
 from veneer.tasks.instruction_features import Details, Features
 from veneer.tasks.instruction_pages import (
     answer,
+    baselines,
     card,
     cut_says,
     findings,
@@ -302,6 +303,7 @@ KIND = Kind(
         Headline("exact_match", "exact match"),
     ),
     options=InstructionOptions,
+    baselines=baselines,
     answer=answer,
     cut_says=cut_says,
     watch=watch,

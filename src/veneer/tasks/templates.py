@@ -105,23 +105,6 @@ class Template:
             pieces.append(Piece(whole[at:], answer=False))
         return pieces
 
-    def ends(self, tokenizer: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """What the template writes behind an answer, beside the end of text: token ids and texts, each none or one."""
-        if self.origin == "none":
-            return (), ()
-        try:
-            pieces = self.pieces([Turn("user", "a"), Turn("assistant", "b")], tokenizer)
-        except ValueError:  # a template that needs more than this; what it writes is known when it is used
-            return (), ()
-        end = pieces[-1].text.partition("b")[2].strip() if pieces[-1].answer else ""
-        special = {
-            str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
-        first = max((text for text in special if end.startswith(text)), key=len, default=None)
-        if first is not None:
-            return (special[first],), ()
-        return ((), (end,)) if end else ((), ())
-
     def _joined(self, turns: Sequence[Turn]) -> list[Piece]:
         asked = [turn for turn in turns if turn.role != "assistant"]
         if len(turns) - len(asked) > 1 or (len(turns) > len(asked) and turns[-1].role != "assistant"):
