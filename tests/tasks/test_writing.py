@@ -56,6 +56,9 @@ def test_a_base_alone_goes_on_with_the_text_or_uses_its_own_template(plain: Writ
     assert len(answer.ids) == 5
     assert "".join(piece.text for piece in plain.stream("Every effort", max_new_tokens=5)) == answer.text
     assert plain.generate(["Every effort"], SHORT, max_new_tokens=5) == [answer]
+    told: list[tuple[int, int]] = []
+    plain.generate(["a", "b", "c"], SHORT, progress=lambda *given: told.append(given))
+    assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,8 @@ def test_calls_that_are_refused(plain: Writer, tmp_path: Path) -> None:
         plain.ids([Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")])
     with pytest.raises(UserMistake, match="name an adapter folder, or a base"):
         load_writer()
+    with pytest.raises(UserMistake, match="holds a whole model and no adapter"):
+        load_writer(plain.base.folder)
     from bases import tiny_bert
 
     with pytest.raises(BaseError, match="is an encoder"):

@@ -80,13 +80,16 @@ def generate(
         _write_file(output, adapter, sampling, settings)
         return
     with output.working():
+        from veneer.cli.progress import Counter
+
         began = time.perf_counter()
         asked = _asked(output, prompts, settings)
         writer = loaded_writer(output, adapter, settings)
         if not output.json and len(asked) == 1:
             _stream(output, writer, asked[0], sampling, settings)
             return
-        answers = writer.generate(asked, sampling, raw=settings["raw"])
+        with Counter(output, "prompts") as counter:
+            answers = writer.generate(asked, sampling, raw=settings["raw"], progress=counter)
         cut_note(output, [answer.finish for answer in answers], sampling.max_new_tokens)
     seconds = time.perf_counter() - began
     if output.json:

@@ -244,7 +244,7 @@ class Adapted:
 
     def stream(self, prompt: Any, **settings: Any) -> Iterator[str]:
         """The answer to one prompt, piece by piece, in whole characters. See `generate`."""
-        return (piece.text for piece in self._writer.stream(prompt, **settings))
+        return (piece.text for piece in self._writer.stream(prompt, **settings) if piece.text)
 
     @cached_property
     def _writer(self) -> Writer:

@@ -94,6 +94,7 @@ class Writer:
         *,
         adapter: bool = True,
         raw: bool = False,
+        progress: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> list[Generated]:
         """An answer to each prompt, in order.
@@ -103,6 +104,7 @@ class Writer:
             sampling: how; default: greedy, 128 tokens at most.
             adapter: False: the base alone answers.
             raw: prompts are texts that go on as they stand.
+            progress: called with the answers done, and all.
             settings: fields of `Sampling`, which win.
 
         Raises:
@@ -115,7 +117,7 @@ class Writer:
         chosen = _sampling(sampling, settings)
         ids = self.all_ids(prompts, raw=raw)
         with self._side(adapter):
-            return self.generator.generate(ids, chosen)
+            return self.generator.generate(ids, chosen, progress=progress)
 
     def stream(
         self,
@@ -166,6 +168,7 @@ def load_writer(
         AdapterError, BaseError, DriftError: as for `load`; an encoder can't go on with a text.
     """
     if adapter is not None:
+        _refuse_model(Path(adapter))
         return writer_of(load(adapter, base=base, precision=precision, device=device, verify=verify))
     if base is None:
         raise UserMistake("name an adapter folder, or a base with --base.")
@@ -192,6 +195,13 @@ def writer_of(adapted: Adapted) -> Writer:
             f"This adapter is for {task.name}, which writes no text. Ask it with: veneer predict ADAPTER"
         )
     return Writer(adapted.base, task.template, adapted.precision, adapted)
+
+
+def _refuse_model(folder: Path) -> None:
+    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise UserMistake(
+            f"{folder} holds a whole model and no adapter. Give it as the base: --base {folder}"
+        )
 
 
 def _template_of(base: Base, *, chat: bool) -> Template:

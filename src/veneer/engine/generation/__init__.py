@@ -3,7 +3,8 @@
 It knows a model and its tokenizer; no task, no template, no terminal.
 """
 
-from veneer.engine.generation.generator import Generated, Piece, TextGenerator, stop_token_ids
+from veneer.engine.generation.answer import Generated
+from veneer.engine.generation.generator import Piece, TextGenerator, stop_token_ids
 from veneer.engine.generation.running import Memory
 from veneer.engine.generation.sampling import Sampling
 from veneer.engine.generation.text import StopText, TextPieces

@@ -12,43 +12,22 @@ Shapes: B texts of a batch, V tokens of the vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from veneer.engine.generation.answer import Generated, GrowingAnswer
 from veneer.engine.generation.running import Memory, RunningBatch, padding_fault
 from veneer.engine.generation.sampling import Sampling, choose, random_of
-from veneer.engine.generation.text import StopText, TextPieces
 from veneer.errors import BaseError, ConfigError, DataError
 
-__all__ = ["Finish", "Generated", "Piece", "TextGenerator", "stop_token_ids"]
-
-Finish = Literal["end", "stop", "length", "context"]
-"""Why an answer ends: the model's end token, a stop string, max_new_tokens, or the base reads no further."""
+__all__ = ["Piece", "TextGenerator", "stop_token_ids"]
 
 MAX_BATCH_TOKENS, MAX_BATCH_TEXTS = 8192, 32
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One answer.
-
-    Attributes:
-        text: without special tokens; ends before a stop string.
-        ids: the tokens that were drawn, without the end token; with those of a stop string.
-        finish: why it ends.
-        prompt_tokens: tokens of the prompt.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    finish: Finish
-    prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -108,12 +87,15 @@ class TextGenerator:
         sampling: Sampling | None = None,
         *,
         rows: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Generated]:
-        """The answer to each prompt, in order. See `stream`."""
+        """The answer to each prompt, in order; `progress` is called with the answers done, and all. See `stream`."""
         answers: dict[int, Generated] = {}
         for piece in self.stream(prompts, sampling, rows=rows, pieces=False):
             if piece.answer is not None:
                 answers[piece.row] = piece.answer
+                if progress is not None:
+                    progress(len(answers), len(prompts))
         return [answers[row] for row in range(len(prompts))]
 
     def stream(
@@ -142,12 +124,13 @@ class TextGenerator:
         stops = self._stops(sampling)
         for places in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
             texts = [
-                _Text(
-                    self,
+                GrowingAnswer(
                     place,
                     prompts[place],
                     sampling,
                     stops,
+                    decode=self._decoded,
+                    room=self.limit - len(prompts[place]),
                     random=random_of(sampling.seed, place if rows is None else rows[place]),
                     pieces=pieces,
                 )
@@ -183,6 +166,11 @@ class TextGenerator:
                 raise ConfigError(f"stop_token_ids: {token} is no token; the base has 0 to {vocabulary - 1}.")
         return self.stop_tokens | ends | set(sampling.stop_token_ids), texts
 
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
     @property
     def _config(self) -> Any:
         return self.model.config
@@ -194,9 +182,8 @@ class TextGenerator:
         same_only = mixed and self.alone_because is not None
         batch: list[int] = []
         for row in order:
-            room = max(
-                1, min(MAX_BATCH_TEXTS, MAX_BATCH_TOKENS // (lengths[batch[0] if batch else row] + more))
-            )
+            longest = min(lengths[batch[0] if batch else row] + more, self.limit)
+            room = max(1, min(MAX_BATCH_TEXTS, MAX_BATCH_TOKENS // longest))
             if batch and (len(batch) >= room or (same_only and lengths[batch[0]] != lengths[row])):
                 yield batch
                 batch = []
@@ -204,7 +191,7 @@ class TextGenerator:
         if batch:
             yield batch
 
-    def _run(self, texts: list[_Text], sampling: Sampling, memory: Memory | None) -> Iterator[Piece]:
+    def _run(self, texts: list[GrowingAnswer], sampling: Sampling, memory: Memory | None) -> Iterator[Piece]:
         if memory is None:
             running = RunningBatch(self.model, [text.prompt for text in texts])
         else:
@@ -230,70 +217,6 @@ class TextGenerator:
                 running.advance([tokens[place] for place in going])
 
 
-class _Text:
-    """One text that is being continued."""
-
-    def __init__(
-        self,
-        generator: TextGenerator,
-        row: int,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        stops: tuple[frozenset[int], tuple[str, ...]],
-        *,
-        random: np.random.Generator,
-        pieces: bool,
-    ) -> None:
-        self.row, self.prompt = row, prompt
-        self.finish: Finish | None = None
-        self.random = random
-        self._ends, strings = stops
-        self._decode = lambda ids: _decoded(generator.tokenizer, ids)
-        self._text = TextPieces(self._decode)
-        self._stop = StopText(strings)
-        self._told: list[str] = []
-        self._reads = pieces or bool(strings)
-        self._shows = pieces
-        room = generator.limit - len(prompt)
-        self._most = min(sampling.max_new_tokens, room)
-        self._full: Finish = "length" if sampling.max_new_tokens <= room else "context"
-
-    def push(self, token: int) -> str:
-        """Take the next token; what of the text may be shown now."""
-        if token in self._ends:
-            self.finish = "end"
-            return self._close("")
-        if not self._reads:
-            self._text.ids.append(token)
-            shown = ""
-        else:
-            shown = self._stop.push(self._text.push(token))
-        if self._stop.stopped is None and len(self._text.ids) >= self._most:
-            self.finish = self._full
-            return self._close(shown)
-        if self._stop.stopped is not None:
-            self.finish = "stop"
-        self._told.append(shown)
-        return shown if self._shows else ""
-
-    def _close(self, shown: str) -> str:
-        """The text that was held back, and may be shown at the end (it may still complete a stop string)."""
-        if self._reads:
-            shown += self._stop.push(self._text.end())
-            if self._stop.stopped is not None:
-                self.finish = "stop"
-            shown += self._stop.end()
-        self._told.append(shown)
-        return shown if self._shows else ""
-
-    def answer(self) -> Generated:
-        """The whole answer."""
-        assert self.finish is not None
-        ids = tuple(self._text.ids)
-        text = "".join(self._told) if self._reads else self._decode(ids)
-        return Generated(text, ids, self.finish, len(self.prompt))
-
-
 def stop_token_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     """The tokens with which this model ends a text: its generation settings', its configuration's, its tokenizer's."""
     found: set[int] = set()
@@ -305,11 +228,7 @@ def stop_token_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _seen(logits: Tensor, texts: Sequence[_Text]) -> Tensor:
+def _seen(logits: Tensor, texts: Sequence[GrowingAnswer]) -> Tensor:
     """(B, V) bool: the tokens that stand in each prompt."""
     seen = torch.zeros_like(logits, dtype=torch.bool)
     for place, text in enumerate(texts):
