@@ -38,9 +38,15 @@ def instruction_file(path: Path, rows: int = 8, **more: Any) -> Path:
 
 
 def writing_base(
-    folder: Path, family: str = "gpt2", *, template: str | None = None, positions: int = 512, seed: int = 0
+    folder: Path,
+    family: str = "gpt2",
+    *,
+    template: str | None = None,
+    positions: int = 512,
+    spread: float = 0.1,
+    seed: int = 0,
 ) -> Path:
-    """A random causal model of two layers with a tokenizer of bytes, in a folder."""
+    """A random causal model of two layers with a tokenizer of bytes, in a folder; `spread` of its weights."""
     tokenizer = byte_tokenizer(positions)
     tokenizer.chat_template = template
     name, options = CAUSAL[family]
@@ -49,8 +55,9 @@ def writing_base(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            parameter.data.normal_(0.0, 0.1)
+        for name, parameter in model.named_parameters():
+            gain = parameter.ndim == 1 and name.endswith("weight")  # of a norm
+            parameter.data.normal_(1.0 if gain else 0.0, spread)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

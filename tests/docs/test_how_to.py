@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from bases import tiny_bert
+from question_files import question_file
 from reference.causal import causal_base
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
@@ -45,6 +46,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     letters = [{"instruction": f"Write to {i}.", "input": "", "output": f"Dear {i}!"} for i in range(40)]
     Path("letters.json").write_text(json.dumps(letters))
     Path("asks.jsonl").write_text('{"id": 1, "instruction": "Write."}\n{"id": 2, "instruction": "Do."}\n')
+    question_file(tmp_path / "questions.json")
+    Path("page.txt").write_text("It is late, and the film is a good one.\n")
     Path("questions.txt").write_text("Write to Ada.\n/compare\nAnd to Bob.\n/quit\n")
     Path("run.yaml").write_text("data:\n  source: messages.csv\nepochs: 2\nbaselines: false\n")
 

@@ -13,17 +13,20 @@ import torch
 import transformers
 from torch import Tensor
 
+from bases import tiny_bert
 from instruction_cases import ROWS, instruction_file, writing_base
-from reference.causal import CHAT_TEMPLATE
+from reference.causal import CHAT_TEMPLATE, byte_tokenizer
 from veneer.data.config import DataConfig
+from veneer.data.ragged import Ragged
 from veneer.data.sources import Source
 from veneer.engine import pack
 from veneer.errors import BaseError, DataError
-from veneer.lora import LoraConfig, adapter_parameters, load_adapter_state_dict
+from veneer.lora import LoraConfig, adapter_parameters, adapter_state_dict, load_adapter_state_dict
 from veneer.models import load_base
 from veneer.models.forms import HeadSpec
 from veneer.tasks.adapted import Adapted, adapt
 from veneer.tasks.base import Encoded
+from veneer.tasks.encoding import TokenLists
 from veneer.tasks.instruction_data import InstructionOptions, claims, labelled, prepare
 from veneer.tasks.instructions import KIND, Instructions
 from veneer.tasks.kind import Making
@@ -97,8 +100,6 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
     rows = prepared(instruction_file(tmp_path / "rows.json")).train
     adapted = adapted_on(folder, Instructions(Template("alpaca", ALPACA), reads_loss=loss))
     encoded = adapted.task.encode(rows, adapted.base.tokenizer, adapted.max_length)
-    from veneer.lora import adapter_state_dict
-
     model = of_peft(folder, adapter_state_dict(adapted.model))
     places = [0, 2, 3, 5]
     ids, mask, labels = padded(encoded, places)
@@ -129,8 +130,6 @@ def test_batches_add_up_to_the_mean_over_all_tokens_as_transformers_counts_them(
     encoded = adapted.task.encode(rows, adapted.base.tokenizer, adapted.max_length)
     assert encoded.targets is not None
     batches = [[0, 1], [5], [2, 3, 4]]
-    from veneer.lora import adapter_state_dict
-
     model = of_peft(folder, adapter_state_dict(adapted.model))
     parts = [padded(encoded, batch) for batch in batches]
     items = sum((labels != NOT_READ).sum() for _, _, labels in parts)
@@ -153,8 +152,6 @@ def test_outputs_and_metrics_are_those_of_single_rows(tmp_path: Path) -> None:
     encoded = adapted.task.encode(rows, adapted.base.tokenizer, adapted.max_length)
     outputs = adapted.outputs_of(encoded)
     metrics = adapted.task.metrics(outputs, encoded)
-    from veneer.lora import adapter_state_dict
-
     model = of_peft(folder, adapter_state_dict(adapted.model))
     losses, right, whole = [], [], []
     for row in range(len(rows)):
@@ -180,25 +177,25 @@ def test_exact_match_is_that_of_greedy_generation(tmp_path: Path, family: str) -
     folder = writing_base(tmp_path / "base", family)
     adapted = adapted_on(folder, Instructions(Template("none"), "prompt"))
     tokenizer, model = adapted.base.tokenizer, adapted.model
-    prompt = tokenizer("abc", return_tensors="pt")
-    generated = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0, 3:].tolist()
-    ids = [*tokenizer("abc")["input_ids"], *generated]
-    labels = [NOT_READ, NOT_READ, *generated, NOT_READ]
-    other = [*labels[:4], (labels[4] + 1) % 200, *labels[5:]]
-    from veneer.data.ragged import Ragged
-    from veneer.tasks.encoding import TokenLists
-
+    for text in ("abc", "xyz", "hello", "Name"):
+        prompt = tokenizer(text, return_tensors="pt")
+        n = prompt["input_ids"].shape[1]
+        generated = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0, n:].tolist()
+        if len(generated) >= 3:
+            break
+    assert len(generated) >= 3
+    ids = [*prompt["input_ids"][0].tolist(), *generated]
+    labels = [*[NOT_READ] * (n - 1), *generated, NOT_READ]
+    other = [*labels[:n], (labels[n] + 1) % 200, *labels[n + 1 :]]
     encoded = Encoded(TokenLists([ids, ids]), Ragged.of([labels, other], np.int32))
     outputs = adapted.outputs_of(encoded)
     assert adapted.task.metrics(outputs, encoded).to_json()["exact_match"] == 0.5
     answers = adapted.task.answers(outputs, encoded)
-    assert [answer["right_tokens"] for answer in answers] == [6, 5]
+    assert [answer["right_tokens"] for answer in answers] == [len(generated), len(generated) - 1]
 
 
 def test_a_softcapped_head(tmp_path: Path) -> None:
     """Gemma 2 caps its logits; the loss is transformers' own all the same."""
-    from instruction_cases import byte_tokenizer
-
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = transformers.Gemma2Config(
         vocab_size=257, intermediate_size=24, head_dim=8, final_logit_softcapping=2.0, eos_token_id=256,
@@ -312,7 +309,12 @@ def test_the_facts_make_the_task_again() -> None:
     ("name", "content", "decoder", "reason"),
     [
         ("a.json", '[{"instruction": "a", "output": "b"}]', None, "columns instruction and output"),
-        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', None, "column messages, a list of messages"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "a"}]}',
+            None,
+            "column messages, a list of messages",
+        ),
         ("a.csv", "prompt,completion\na,b\n", None, "columns prompt and completion"),
         ("a.csv", "text,label\na b,c\n", True, None),
         ("a.csv", "text\nhello you\n", True, "one column of text, and a base that writes"),
@@ -340,8 +342,6 @@ def test_the_template_is_chosen_with_the_base_and_said(tmp_path: Path) -> None:
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    from bases import tiny_bert
-
     with pytest.raises(BaseError, match=r"is an encoder .bert.*--base"):
         load_base(str(tiny_bert(tmp_path)), head=HeadSpec("causal"))
 

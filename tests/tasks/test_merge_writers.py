@@ -17,9 +17,10 @@ from torch.testing import assert_close
 
 from reference.causal import CHAT_TEMPLATE, causal_base
 from small_writers import GOLDEN, peft_writer, written_writer
-from veneer.errors import DriftError
+from veneer.errors import DriftError, UserMistake
 from veneer.models import content_hash
 from veneer.tasks import replayed
+from veneer.tasks.exported import export_adapter
 from veneer.tasks.merged import merge_adapter
 from veneer.tasks.templates import Template
 from veneer.tasks.writing import load_writer
@@ -139,3 +140,27 @@ def test_a_model_that_drifts_is_not_left_behind(tmp_path: Path, monkeypatch: pyt
     save_file({key: value + 0.1 for key, value in tensors.items()}, adapter / "adapter_model.safetensors")
     with pytest.raises(DriftError, match="does not answer as it did when it was stored"):
         merge_adapter(adapter, tmp_path / "out")
+
+
+def test_exported_to_peft_it_writes_the_same_there(tmp_path: Path) -> None:
+    base = causal_base(tmp_path / "base", "gpt2", max_length=400)
+    adapter = written_writer(
+        tmp_path / "adapter", base, target_modules=["c_attn"], qkv_slices=["q", "v"], rank_pattern={}
+    )
+    done = export_adapter(adapter, tmp_path / "peft", format="peft")
+    assert done.files == ("README.md", "adapter_config.json", "adapter_model.safetensors")
+    assert (done.drift, done.warnings) == (None, ())
+    assert "pipeline_tag: text-generation" in (done.path / "README.md").read_text(encoding="utf-8")
+    writer = load_writer(adapter, precision="fp32")
+    ids = torch.tensor([writer.ids("Say hi")])
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    theirs = peft.PeftModel.from_pretrained(model, str(done.path)).eval()
+    with torch.no_grad():
+        out = theirs.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )
+    (wanted,) = writer.generate(["Say hi"], max_new_tokens=8)
+    found = out[0, ids.shape[1] :].tolist()
+    assert tuple(token for token in found if token != 256) == wanted.ids
+    with pytest.raises(UserMistake, match="--format onnx works for classification"):
+        export_adapter(adapter, tmp_path / "onnx", format="onnx")

@@ -307,7 +307,8 @@ RUN = (
 ANSWERS = (
     Flag("file", None, Path, "csv, tsv, json, jsonl, parquet or txt.", "Data", "f", metavar="FILE"),
     Flag("pair", None, str, "The second text, for adapters on pairs.", "Data", metavar="TEXT"),
-    Flag("context", None, str, "The text that a question is about.", "Data", metavar="TEXT"),
+    Flag("question", None, str, "A question about --context.", "Data", metavar="TEXT"),
+    Flag("context", None, str, "The text that it is about, or a file of it.", "Data", metavar="TEXT|FILE"),
     Flag("text-column", None, str, "The column of --file to read.", "Data", metavar="NAME"),
     Flag("text-pair-column", None, str, "The second column of --file.", "Data", metavar="NAME"),
     Flag(

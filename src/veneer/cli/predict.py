@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ EXAMPLES = """\
 [dim]Examples[/]
 $ veneer predict adapters/messages "You won a prize, call now"
 $ veneer predict adapters/similarity "A man sleeps." --pair "Somebody is asleep."
+$ veneer predict adapters/wiki --question "Who wrote it?" --context page.txt
 $ veneer predict adapters/messages --file new.csv --out answers.csv
 $ cat new.txt | veneer predict adapters/messages - --json
 """
@@ -45,12 +46,16 @@ def predict(
     A file may have any size: it is answered piece by piece. --out is written whole or not at all.
     """
     output = Output(json=settings["json"], quiet=settings["quiet"])
+    if settings["question"] is not None:
+        if texts:
+            raise typer.BadParameter("give questions as texts or with --question, not both.")
+        texts = [settings["question"]]
     _check_given(texts, settings)
     if settings["out"] is not None:
         _answer_file(output, adapter, settings)
         return
     with output.working():
-        rows = _rows(output, adapter, texts or [], settings)
+        keys, rows = _rows(output, adapter, texts or [], settings)
         if output.json:
             found = [{**_named(given), **answer} for _, given, answer in rows]
             if not found:
@@ -58,7 +63,7 @@ def predict(
     if output.json:
         output.result({"adapter": str(adapter), "answers": found}, lambda _: None)
     else:
-        _print(rows, every=settings["all_probabilities"])
+        _print(rows, keys, every=settings["all_probabilities"])
 
 
 def loaded(adapter: Path, settings: Mapping[str, Any]) -> Adapted:
@@ -81,7 +86,9 @@ def _check_given(texts: list[str] | None, settings: Mapping[str, Any]) -> None:
         raise typer.BadParameter(f"give {ways}." if not texts else f"give only one of: {ways}.")
     columns = [settings[name] for name in ("text_column", "text_pair_column", "column")]
     if settings["file"] is None and (settings["out"] or any(columns)):
-        raise typer.BadParameter("--out and --text-column go with --file, and so do the other flags of columns.")
+        raise typer.BadParameter(
+            "--out and --text-column go with --file, and so do the other flags of columns."
+        )
     second = settings["pair"] is not None or settings["context"] is not None
     if second and (settings["file"] is not None or texts == ["-"]):
         raise typer.BadParameter("--pair and --context go with texts on the command line.")
@@ -92,8 +99,10 @@ def _check_given(texts: list[str] | None, settings: Mapping[str, Any]) -> None:
             raise DataError(f"text {place} is empty; there is nothing to answer.")
 
 
-def _rows(output: Output, adapter: Path, texts: list[str], settings: Mapping[str, Any]) -> Rows:
-    """The answers, one by one."""
+def _rows(
+    output: Output, adapter: Path, texts: list[str], settings: Mapping[str, Any]
+) -> tuple[Sequence[str], Rows]:
+    """Keys of an answer that are shown, and the answers, one by one."""
     from veneer.tasks.answering import answer_texts, open_inputs, read_lines
 
     adapted = loaded(adapter, settings)
@@ -105,8 +114,20 @@ def _rows(output: Output, adapter: Path, texts: list[str], settings: Mapping[str
     elif texts == ["-"]:
         lines = read_lines(sys.stdin, adapted.task.inputs)
     else:
+        settings = _with_context(output, settings)
         lines = [({}, _given(adapted, text, settings)) for text in texts]
-    return answer_texts(adapted, lines)
+    return adapted.task.answer_keys, answer_texts(adapted, lines)
+
+
+def _with_context(output: Output, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings with the text of --context, where that names a file."""
+    from veneer.data.reading import text_or_file
+
+    if settings["context"] is None:
+        return settings
+    text, choice = text_or_file(settings["context"], "context")
+    output.choices([choice] if choice else [])
+    return {**settings, "context": text}
 
 
 def _given(adapted: Adapted, text: str, settings: Mapping[str, Any]) -> Input:
@@ -169,14 +190,14 @@ def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> 
     )
 
 
-def _print(rows: Rows, *, every: bool) -> None:
+def _print(rows: Rows, keys: Sequence[str], *, every: bool) -> None:
     """A row an input: aligned for a person, tab-separated for a program: the answer, then what was asked."""
     person, some = sys.stdout.isatty(), False
     table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
     for _, given, answer in rows:
         some = True
         texts = list(_named(given).values())
-        shown = {key: value for key, value in answer.items() if key != "probabilities"}
+        shown = {key: answer[key] for key in keys}
         chances = answer.get("probabilities") or {} if every else {}
         if person:
             _print_aligned(shown, " | ".join(texts), chances)
@@ -194,7 +215,7 @@ def _print_aligned(answer: Mapping[str, Any], text: str, chances: Mapping[str, f
 
     console = Console(highlight=False, emoji=False)
     first, *others = answer.items()
-    line = Text.assemble((f"{cell(first[1])!s:<14}", "bold"), " ")
+    line = Text.assemble((f"{'–' if first[1] is None else cell(first[1])!s:<14}", "bold"), " ")
     for key, value in others:
         percent = key == "probability" and value is not None
         line.append(f"{100 * value:5.1f} %" if percent else f"{cell(value)}", "" if percent else "cyan")

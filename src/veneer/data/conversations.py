@@ -284,7 +284,8 @@ def _turn(one: Any, number: int) -> Turn:
         content = _joined(content, number)
     if not isinstance(content, str):
         raise ValueError(f"message {number} has the content {content!r}; expected a text")
-    return Turn(role, content)
+    about = one.get("input", "")
+    return Turn(role, content, about if isinstance(about, str) else "")
 
 
 def _joined(parts: Sequence[Any], number: int) -> str:

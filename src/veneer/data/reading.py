@@ -17,7 +17,7 @@ from veneer.data.rows import LabelForm, Split, choose_columns, label_rows
 from veneer.data.tables import Stream, Table, TableOptions, open_stream, read_table
 from veneer.errors import DataError
 
-__all__ = ["TextStream", "labelled", "read_inputs", "read_texts"]
+__all__ = ["TextStream", "labelled", "read_inputs", "read_texts", "text_or_file"]
 
 
 class TextStream(Iterator[tuple[dict[str, Any], "str | Mapping[str, str]"]]):
@@ -126,6 +126,32 @@ def read_texts(
 ) -> TextStream:
     """`read_inputs` of one text a row."""
     return read_inputs(path, ("text",), {"text": text_column} if text_column else None, options=options)
+
+
+def text_or_file(given: str, what: str) -> tuple[str, Choice | None]:
+    """The text, or that of the file that it names, with a note on that.
+
+    Raises:
+        DataError: a file that is not UTF-8, or is empty; a name as of a text file, and there is no such file.
+    """
+    try:
+        is_file = Path(given).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a character that no name has
+        is_file = False
+    if not is_file:
+        if given.endswith((".txt", ".md")) and not any(map(str.isspace, given)):
+            raise DataError(
+                f"--{what} {given}: there is no such file. Give the name of one, or the text itself."
+            )
+        return given, None
+    try:
+        with Path(given).open(encoding="utf-8-sig", newline="") as file:  # line ends are characters of the text
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--{what} {given} can't be read as UTF-8 text ({error}).") from error
+    if not text.strip():
+        raise DataError(f"--{what} {given} is empty; there is nothing to read.")
+    return text, Choice(what, f"{given}, {len(text):,} characters", "there is a file of that name")
 
 
 def labelled(

@@ -32,8 +32,8 @@ from veneer.tasks.adapted import Adapted, load
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift, Reference, classification_of
 from veneer.tasks.encoding import encode_texts
-from veneer.tasks.leaving_pages import onnx_page, peft_page
-from veneer.tasks.merged import merge_into_base_, write_tokenizer
+from veneer.tasks.leaving_pages import onnx_page, peft_page, peft_task_page
+from veneer.tasks.merged import is_plain_classifier, merge_into_base_, write_tokenizer
 from veneer.tasks.plain import PlainClassifier, padded
 
 __all__ = ["ExportFormat", "Exported", "export_adapter"]
@@ -87,7 +87,7 @@ def export_adapter(
 
     Raises:
         MissingExtraError: "onnx" without the packages of the extra.
-        UserMistake: something stands at `out`; an adapter that is no classifier; an unknown format.
+        UserMistake: something stands at `out`; "onnx" of an adapter that is no classifier; an unknown format.
         DriftError: the graph does not answer as the adapter does. Nothing is left.
         AdapterError, BaseError: as for `load`.
     """
@@ -101,13 +101,13 @@ def export_adapter(
     if out.resolve() == adapter.resolve():
         raise UserMistake(f"{out} is the adapter itself. Choose another place for the export.")
     adapted = load(adapter, base=base, precision="fp32", mode="padded")
-    task = classification_of(adapted, "veneer export")
     with replacing_folder(out) as folder:
         if format == "onnx":
+            task = classification_of(adapted, "veneer export --format onnx")
             drift: Drift | None = _write_onnx(folder, adapter.name, adapted, task)
             found: tuple[str, ...] = ()
         else:
-            drift, found = None, _write_peft(folder, adapter, adapted, task)
+            drift, found = None, _write_peft(folder, adapter, adapted)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         size = sum(file.stat().st_size for file in files)
         names = tuple(str(file.relative_to(folder)) for file in files)
@@ -200,11 +200,16 @@ def _quiet_export() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _write_peft(folder: Path, adapter: Path, adapted: Adapted, task: Classification) -> tuple[str, ...]:
+def _write_peft(folder: Path, adapter: Path, adapted: Adapted) -> tuple[str, ...]:
     for name in (CONFIG, TENSORS):
         write_bytes(folder / name, (adapter / name).read_bytes())
-    native = native_pooling(adapted.model) == task.pooling
-    write_text(folder / "README.md", peft_page(adapter.name, adapted, task, native))
+    task: Any = adapted.task
+    native = adapted.base.spec.form != "sequence" or native_pooling(adapted.model) == task.pooling
+    if is_plain_classifier(adapted):
+        page = peft_page(adapter.name, adapted, task, native)
+    else:
+        page = peft_task_page(adapter.name, adapted)
+    write_text(folder / "README.md", page)
     read_adapter(folder)  # strict: a fault in what was written shows here
     if native:
         return ()

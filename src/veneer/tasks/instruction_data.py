@@ -5,7 +5,9 @@ This file knows files and columns; it knows no token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import pydantic
@@ -20,13 +22,15 @@ from veneer.data.conversations import Conversations, read_conversations
 from veneer.data.documents import Documents, read_documents
 from veneer.data.examples import prepare_examples
 from veneer.data.prepared import PreparedRows
+from veneer.data.prompts import PromptFile, read_prompts
 from veneer.data.sources import Source
 from veneer.data.tables import Table
 from veneer.errors import DataError
 from veneer.strict import StrictModel
+from veneer.tasks.base import Input
 from veneer.tasks.kind import Labelled
 
-__all__ = ["InstructionOptions", "claims", "labelled", "prepare"]
+__all__ = ["InstructionOptions", "claims", "inputs_from", "labelled", "prepare"]
 
 _TEXT_FILES = (".txt", ".text", ".md")
 
@@ -113,6 +117,27 @@ def labelled(task: Any, data: Mapping[str, Any], source: Source) -> Labelled:
             "with --column ROLE=NAME, or give another file."
         )
     return Labelled(rows, (*source.choices, *notes.choices), (*source.warnings, *notes.warnings))
+
+
+class PromptStream(Iterator[tuple[dict[str, Any], Input]]):
+    """(row, prompt) for each row of a file of prompts; "" where a row asks nothing."""
+
+    def __init__(self, file: PromptFile) -> None:
+        self.columns, self.kinds, self.choices = file.columns, file.kinds, file.choices
+        self._rows = iter(file)
+
+    def __next__(self) -> tuple[dict[str, Any], Input]:
+        row, turns = next(self._rows)
+        if not turns:
+            return row, ""
+        if len(turns) == 1 and not turns[0].input:
+            return row, turns[0].content
+        return row, {"messages": json.dumps([vars(turn) for turn in turns], ensure_ascii=False)}
+
+
+def inputs_from(path: Path, columns: Mapping[str, str]) -> PromptStream:
+    """The rows of a file with the prompt in each; a file made for training serves as well, its answers left out."""
+    return PromptStream(read_prompts(path, columns))
 
 
 def _read(

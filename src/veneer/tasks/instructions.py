@@ -30,7 +30,7 @@ from veneer.evaluation.language import LanguageMetrics, language_metrics, mean_l
 from veneer.models.forms import HeadSpec
 from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreForm, Targets
 from veneer.tasks.encoding import TokenLists
-from veneer.tasks.instruction_data import InstructionOptions, claims, labelled, prepare
+from veneer.tasks.instruction_data import InstructionOptions, claims, inputs_from, labelled, prepare
 from veneer.tasks.instruction_features import Details, Features
 from veneer.tasks.instruction_pages import (
     answer,
@@ -305,4 +305,5 @@ KIND = Kind(
     answer=answer,
     cut_says=cut_says,
     watch=watch,
+    inputs_from=inputs_from,
 )

@@ -20,7 +20,7 @@ from veneer.tasks.adapted import Adapted
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift
 
-__all__ = ["combined_page", "merged_page", "merged_task_page", "onnx_page", "peft_page"]
+__all__ = ["combined_page", "merged_page", "merged_task_page", "onnx_page", "peft_page", "peft_task_page"]
 
 _POOLED = {
     "mean": "(states * inside).sum(1) / inside.sum(1)",
@@ -128,6 +128,19 @@ def peft_page(adapter: str, adapted: Adapted, task: Classification, native: bool
         f"A LoRA adapter of {name}, in PEFT's format. {_task_line(task)} Texts are cut to {adapted.max_length} tokens.",
         "" if native else _pooling_note(task),
         _usage("from peft import PeftModel\n", loading, adapted, task, native),
+    )
+
+
+def peft_task_page(adapter: str, adapted: Adapted) -> str:
+    """README.md of a plain PEFT folder that is no plain classifier."""
+    card = adapted.kind.card(adapted)
+    return _page(
+        {"library_name": "peft", "base_model": adapted.base.name},
+        adapter,
+        f"A LoRA adapter of {adapted.base.name}, in PEFT's format: {card.summary}.",
+        "",
+        _fence(card.code),
+        pipeline_tag=card.pipeline_tag,
     )
 
 

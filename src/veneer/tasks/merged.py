@@ -33,7 +33,7 @@ from veneer.tasks.plain import plain_logits
 from veneer.tasks.replayed import Replay
 from veneer.tasks.templates import Template
 
-__all__ = ["Merged", "merge_adapter", "merge_into_base_", "write_tokenizer"]
+__all__ = ["Merged", "is_plain_classifier", "merge_adapter", "merge_into_base_", "write_tokenizer"]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MODES: dict[Pooling, str] = {
@@ -86,7 +86,7 @@ def merge_adapter(
     refuse_existing(out, marker="config.json", what="a model", overwrite=overwrite)
     adapted = load(adapter, base=base, precision="fp32", mode="padded")
     _refuse_sources(out, adapter, adapted.base.folder)
-    check = _ClassifierCheck.of(adapted) if _is_plain_classifier(adapted) else _Check.of(adapted)
+    check = _ClassifierCheck.of(adapted) if is_plain_classifier(adapted) else _Check.of(adapted)
     dtype = _stored_dtype(adapted.base.folder)
     merge_into_base_(adapted, dtype)
     pooling = _pooling_of(adapted)
@@ -259,12 +259,13 @@ def _pooling_of(adapted: Adapted) -> Pooling | None:
     return pooling
 
 
-def _is_plain_classifier(adapted: Adapted) -> bool:
+def is_plain_classifier(adapted: Adapted) -> bool:
+    """Whether one text gets labels, so that transformers' own forward and a few lines of code say all."""
     return isinstance(adapted.task, Classification) and adapted.task.inputs == ("text",)
 
 
 def _page(name: str, adapted: Adapted, dtype: torch.dtype, drift: Drift, native: bool) -> str:
-    if _is_plain_classifier(adapted):
+    if is_plain_classifier(adapted):
         assert isinstance(adapted.task, Classification)
         return merged_page(name, adapted, adapted.task, dtype, drift, native)
     return merged_task_page(name, adapted, dtype, drift)
