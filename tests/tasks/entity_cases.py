@@ -68,6 +68,6 @@ def write_conll(path: Path, n: int = 60, seed: int = 0) -> Path:
             kind, known = names[word]
             parts = str(rng.choice(known)).split()
             lines += [f"{part}\t{'I' if place else 'B'}-{kind}" for place, part in enumerate(parts)]
-        blocks.append("\n".join([f"n{number}\tO", *lines]))
+        blocks.append("\n".join([f"n{100 * seed + number}\tO", *lines]))
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from torch.testing import assert_close
 
 from reference.causal import CHAT_TEMPLATE, causal_base
 from small_writers import GOLDEN, peft_writer, written_writer
-from veneer.errors import DriftError, UserMistake
+from veneer.errors import AdapterError, DriftError, UserMistake
 from veneer.models import content_hash
 from veneer.tasks import replayed
+from veneer.tasks.adapted import load
+from veneer.tasks.combined import combine_adapters
 from veneer.tasks.exported import export_adapter
 from veneer.tasks.merged import merge_adapter
 from veneer.tasks.templates import Template
@@ -164,3 +167,32 @@ def test_exported_to_peft_it_writes_the_same_there(tmp_path: Path) -> None:
     assert tuple(token for token in found if token != 256) == wanted.ids
     with pytest.raises(UserMistake, match="--format onnx works for classification"):
         export_adapter(adapter, tmp_path / "onnx", format="onnx")
+
+
+def test_combined_writers_are_the_weighted_sum(tmp_path: Path) -> None:
+    base = causal_base(tmp_path / "base", "llama", max_length=400)
+    folders = [str(written_writer(tmp_path / name, base, seed=seed)) for seed, name in enumerate("ab")]
+    done = combine_adapters(tmp_path / "out", dict.fromkeys(folders, 0.5))
+    again = load(done.path, precision="fp32")  # its golden answers are replayed
+    assert again.facts is not None
+    assert again.facts.golden is not None
+    assert list(again.facts.golden.inputs) == list(GOLDEN)
+    stored = [load_file(Path(folder) / "adapter_model.safetensors") for folder in [*folders, done.path]]
+    key = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
+    one, two, both = (part[key.format("B")].double() @ part[key.format("A")].double() for part in stored)
+    assert_close(both * _scaling(done.path), 0.5 * 2.0 * (one + two), rtol=1e-5, atol=1e-6)
+    page = (done.path / "README.md").read_text(encoding="utf-8")
+    assert "veneer generate path/to/out" in page
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    theirs = peft.PeftModel.from_pretrained(model, str(done.path)).eval()
+    ids = torch.tensor([load_writer(done.path, precision="fp32").ids("Say hi")])
+    with torch.no_grad():
+        assert_close(again.model(input_ids=ids).logits, theirs(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    other = written_writer(tmp_path / "c", base, template=Template("none"))
+    with pytest.raises(AdapterError, match=r"template: .*c has"):
+        combine_adapters(tmp_path / "no", {folders[0]: 1.0, str(other): 1.0})
+
+
+def _scaling(folder: Path) -> float:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return float(config["lora_alpha"] / config["r"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -153,9 +153,18 @@ def _show_text(console: Console, title: str, text: PreviewText) -> None:
 
     console.print(Text.assemble((title or "nothing marked", "bold"), (f"  {text.length:,} tokens", "dim")))
     line = Text("  ")
-    shown = text.tokens[:_MOST_TOKENS]
     before: ShownToken | None = None
-    for place, token in enumerate(shown):
+    left_out = 0
+    for place, token in enumerate(text.tokens):
+        if not _is_shown(text, place):
+            left_out += 1
+            continue
+        if left_out:
+            line.append(
+                f"{'' if console.is_terminal else _edge(before, None)} ... {left_out:,} more ... ",
+                style="dim",
+            )
+            before, left_out = None, 0
         if not console.is_terminal:
             line.append(_edge(before, token))
         bare = console.is_terminal or before is None or before.special
@@ -165,9 +174,17 @@ def _show_text(console: Console, title: str, text: PreviewText) -> None:
         before = token
     if not console.is_terminal:
         line.append(_edge(before, None))
-    if len(text.tokens) > _MOST_TOKENS:
-        line.append(f" ... and {len(text.tokens) - _MOST_TOKENS:,} more", style="dim")
+    if left_out:
+        line.append(f" ... and {left_out:,} more", style="dim")
     console.print(line, overflow="fold")
+
+
+def _is_shown(text: PreviewText, place: int) -> bool:
+    """Of a long example the beginning; less of it, where what the loss reads comes later, and what is around that."""
+    first = next((at for at, token in enumerate(text.tokens) if token.target), 0)
+    if len(text.tokens) <= _MOST_TOKENS or first < _MOST_TOKENS - 10:
+        return place < _MOST_TOKENS
+    return place < _MOST_TOKENS // 3 or -10 <= place - first < _MOST_TOKENS // 2
 
 
 def _styled(token: ShownToken, place: int, *, bar: bool) -> tuple[str, str]:
@@ -192,14 +209,30 @@ def _colour(tag: str) -> str:
 
 
 def _edge(before: ShownToken | None, token: ShownToken | None) -> str:
-    """Without colour: where what the loss reads begins, and where it ends. Tags of words say it themselves."""
-    was, now = (one is not None and one.target and not one.tag for one in (before, token))
-    return "" if was == now else "[[" if now else "]]"
+    """Without colour: where begins and ends what the loss reads, or what is cut off. Tags say it themselves."""
+    was, now = (_marked(one) for one in (before, token))
+    ends = {"cut": "}}", "target": "]]", "": ""}[was]
+    begins = {"cut": "{{", "target": "[[", "": ""}[now]
+    return "" if was == now else ends + begins
+
+
+def _marked(token: ShownToken | None) -> str:
+    if token is None:
+        return ""
+    return "cut" if not token.read else "target" if token.target and not token.tag else ""
 
 
 def _legend(found: Preview, console: Console) -> str:
     """What else is marked in the examples."""
-    tokens = [token for text in found.examples for token in text.tokens]
+    shown = [*found.examples, *(one for one in (found.shortest, found.longest) if one is not None)]
+    tokens = [token for text in shown for token in text.tokens]
+    cut = "struck out" if console.is_terminal else "{{ }}"
+    return _says_of_targets(tokens, console) + (
+        f", {cut} what is cut off" if any(not token.read for token in tokens) else ""
+    )
+
+
+def _says_of_targets(tokens: Sequence[ShownToken], console: Console) -> str:
     if any(token.tag for token in tokens):
         return ", / the label of a word that has one (the loss reads every word, at its first token)"
     if any(token.target for token in tokens):

@@ -80,7 +80,8 @@ def find_question_columns(
         found["is_impossible"] if found["answers"] else None,
         found["id"],
     )
-    read = [f"{role} {name!r}" for role, name in found.items() if name and role != "id"]
+    shown = ("context", "question", "answers", "answer_start")
+    read = [f"{role} {found[role]!r}" for role in shown if found[role]]
     return columns, Choice("columns", ", ".join(read), "named" if given else "by their names")
 
 

@@ -84,7 +84,7 @@ class EntityMetrics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        counts = {"support": self.support, "predicted": self.predicted}
+        counts = {"support": self.support, "predicted": self.predicted, "unit": "sentences"}
         return self.summary().to_json() | counts | {"per_type": [vars(score) for score in self.per_type]}
 
     def sections(self, split: str) -> tuple[Section, ...]:

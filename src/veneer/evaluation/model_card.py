@@ -111,7 +111,8 @@ def _front_matter(facts: ReportFacts, pipeline_tag: str) -> dict[str, Any]:
         matter["license"] = facts.base.licence
     matter["pipeline_tag"] = pipeline_tag
     matter["tags"] = ["lora", "veneer", pipeline_tag]
-    known = {"accuracy": "accuracy", "macro_f1": "f1"}
+    named = {score.key for score in (facts.decisive[1].summary().scores if facts.decisive else ())}
+    known = {"accuracy": "accuracy", "macro_f1": "f1"} if "f1" not in named else {"f1": "f1"}
     if facts.decisive is None:
         return matter
     split, metrics = facts.decisive

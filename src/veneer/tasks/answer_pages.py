@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veneer.data.choices import Choice, counted
+from veneer.evaluation.answer_baseline import sentence_baseline
 from veneer.evaluation.answers import question_scores
+from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Block, Folded, Paragraph, Section, Table
 from veneer.tasks.asked import Asked, asked_of
 from veneer.tasks.kind import Card, Findings, Told
 
 if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
-    from veneer.tasks.base import Encoded
+    from veneer.tasks.base import Encoded, Outputs
 
-__all__ = ["answer_card", "answer_findings", "windows_told"]
+__all__ = ["answer_baselines", "answer_card", "answer_findings", "windows_told"]
 
 _MISSES = 20
 _AROUND = 70  # characters of the context on either side of the right answer
@@ -151,6 +153,23 @@ def _windows(asked: Asked, told: Told) -> Section | None:
     )
     table = Table(("", ""), tuple(rows), numeric=(1,))
     return Section("How the contexts were read", (table, Paragraph(note, "note")), place="end")
+
+
+def answer_baselines(
+    adapted: Adapted,
+    train: Encoded,  # noqa: ARG001
+    held_out: Encoded,
+    outputs: Outputs,
+    seed: int,
+) -> tuple[Baseline, ...]:
+    """What the closest sentence reaches on the held-out questions."""
+    asked, task = asked_of(held_out), adapted.task
+    assert asked.gold is not None
+    ours: list[str] = task.given(outputs, held_out)  # type: ignore[attr-defined]
+    found = sentence_baseline(
+        asked.questions, asked.contexts, asked.gold, ours, groups=asked.groups, seed=seed
+    )
+    return (found,)
 
 
 def windows_told(

@@ -26,7 +26,7 @@ from veneer.engine.packing import Layout
 from veneer.evaluation.answers import AnswerMetrics, answer_metrics, best_threshold, question_scores
 from veneer.models import Base
 from veneer.models.forms import HeadSpec, token_logits
-from veneer.tasks.answer_pages import answer_card, answer_findings, windows_told
+from veneer.tasks.answer_pages import answer_baselines, answer_card, answer_findings, windows_told
 from veneer.tasks.answer_rows import AnswerOptions, claims, labelled_questions, prepare
 from veneer.tasks.asked import INPUTS, asked_of, encode_asked, encode_questions, pieces, shown_question
 from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreForm, Targets
@@ -245,6 +245,7 @@ KIND = Kind(
     findings=answer_findings,
     inspect=_inspect,
     headline=(Headline("f1", "F1"), Headline("exact_match", "Exact match")),
+    baselines=answer_baselines,
     settle=Answers.settled,
     options=AnswerOptions,
 )

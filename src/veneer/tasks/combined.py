@@ -7,6 +7,7 @@ and heads, and what the new folder says of itself. This file knows no terminal.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,15 +31,19 @@ from veneer.lora import (
     peft_config_dict,
     set_active,
 )
+from veneer.models.forms import HEAD_CLASSES
 from veneer.models.heads import native_pooling
 from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.base import Input
 from veneer.tasks.golden import golden_of
 from veneer.tasks.leaving_pages import combined_page
 
 __all__ = ["CombinedFolder", "combine_adapters"]
 
 _NAME = "combined"
-_GOLDEN_TEXTS = 8
+_GOLDEN_INPUTS = 8
+_SAME = ("labels", "multi_label", "pooling", "pair", "template", "words")
+"""Facts of a task that have to be the same, where the task has them."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def combine_adapters(
     )
     limits = [adapted.max_length, *(facts.max_length for facts in all_facts if facts is not None)]
     adapted = dataclasses.replace(adapted, lora=made.config, max_length=min(limits))
-    _write(out, adapted, made, weights, chosen, _texts(all_facts), overwrite)
+    _write(out, adapted, made, weights, chosen, _golden_inputs(all_facts), overwrite)
     return CombinedFolder(out, made, dict(weights), chosen)
 
 
@@ -141,8 +146,7 @@ def _check_together(folders: Sequence[str], all_facts: Sequence[Facts | None]) -
             ("base", facts.base.content_hash, wanted.base.content_hash),
             ("tokenizer", facts.base.tokenizer_hash, wanted.base.tokenizer_hash),
         ]
-        keys = ("labels", "multi_label", "pooling")
-        pairs += [(key, facts.task_facts.get(key), wanted.task_facts.get(key)) for key in keys]
+        pairs += [(key, facts.task_facts.get(key), wanted.task_facts.get(key)) for key in _SAME]
         faults += [
             f"{what}: {folder} has {_short(given)}, {first} has {_short(expected)}"
             for what, given, expected in pairs
@@ -157,12 +161,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _texts(all_facts: Sequence[Facts | None]) -> list[str]:
+def _golden_inputs(all_facts: Sequence[Facts | None]) -> list[Input]:
     """Golden inputs of the adapters in turn, each once."""
     stored = [facts.golden.inputs for facts in all_facts if facts is not None and facts.golden is not None]
     longest = max((len(inputs) for inputs in stored), default=0)
-    texts = [str(inputs[i]) for i in range(longest) for inputs in stored if i < len(inputs)]
-    return list(dict.fromkeys(texts))[:_GOLDEN_TEXTS]
+    inputs = [inputs[i] for i in range(longest) for inputs in stored if i < len(inputs)]
+    once = {json.dumps(one, sort_keys=True): one for one in inputs}
+    return list(once.values())[:_GOLDEN_INPUTS]
 
 
 def _write(
@@ -171,18 +176,22 @@ def _write(
     made: Combined,
     weights: Mapping[str, float],
     heads: str,
-    texts: Sequence[str],
+    inputs: Sequence[Input],
     overwrite: bool,
 ) -> None:
     """Write the folder; its golden answers are those of the folder itself, loaded once from a temporary place."""
     set_active(adapted.model, _NAME)
     base, task = adapted.base, adapted.task
-    native = native_pooling(adapted.model) == adapted.task.facts().get("pooling")
+    form = base.spec.form
+    native = form != "sequence" or native_pooling(adapted.model) == task.facts().get("pooling")
+    complete = form == "causal" or bool(
+        made.config.modules_to_save
+    )  # PEFT's classes ask for a head with the others
     peft_config = peft_config_dict(
         made.config,
         adapted.model,
         base_model_name_or_path=base.name,
-        task_type="SEQ_CLS" if native and made.config.modules_to_save else None,
+        task_type=HEAD_CLASSES[form].peft_task if native and complete else None,
         name=_NAME,
     )
     tensors = adapter_state_dict(adapted.model, _NAME)
@@ -209,12 +218,12 @@ def _write(
         versions=adapted.facts.versions if adapted.facts is not None else {},
     )
     page = combined_page(out.name, adapted, weights, made, native)
-    if texts:
+    if inputs:
         with tempfile.TemporaryDirectory() as place:
             staging = Path(place) / "adapter"
             write_adapter(staging, peft_config=peft_config, tensors=tensors, facts=facts)
             again = load(staging, base=str(base.folder), precision="fp32")
-            facts = facts.replace(golden=golden_of(again, texts))
+            facts = facts.replace(golden=golden_of(again, inputs))
     extra: dict[str, str | bytes] = {"README.md": page}
     write_adapter(
         out, peft_config=peft_config, tensors=tensors, facts=facts, extra_files=extra, overwrite=overwrite

@@ -20,7 +20,7 @@ from veneer.data.ragged import Ragged
 from veneer.data.tags import Entity
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Block, Folded, Paragraph, Section, Table
-from veneer.evaluation.entities import count_entities, entity_metrics, f1_difference
+from veneer.evaluation.entities import EntityMetrics, count_entities, entity_metrics, f1_difference
 from veneer.evaluation.word_tags import WordTags
 from veneer.tasks.base import Encoded, Outputs
 from veneer.tasks.kind import Card, Findings, Told
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
     from veneer.tasks.entities import Entities
 
-__all__ = ["entity_baselines", "entity_card", "entity_findings", "entity_lines"]
+__all__ = ["entity_baselines", "entity_card", "entity_findings", "entity_lines", "onnx_entities_code"]
 
 _WORST, _OPEN = 20, 6
 _CODE = """import torch
@@ -41,12 +41,28 @@ tokenizer = AutoTokenizer.from_pretrained({base!r})
 base = AutoModelForTokenClassification.from_pretrained({base!r}, num_labels=len(labels))
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 words = "the text to read , as words".split()
-batch = tokenizer(" ".join(words), truncation=True, max_length={max_length}, return_offsets_mapping=True,
+batch = tokenizer([" ".join(words)], truncation=True, max_length={max_length}, return_offsets_mapping=True,
                   return_tensors="pt")  # of a longer text this reads the beginning; Veneer reads windows
 offsets = batch.pop("offset_mapping")[0].tolist()
 with torch.no_grad():
     found = model(**batch).logits[0].argmax(-1).tolist()
-start = 0
+"""
+_ONNX_CODE = """import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))["labels"]
+tokenizer = AutoTokenizer.from_pretrained(".")
+session = onnxruntime.InferenceSession("model.onnx")
+words = "the text to read , as words".split()
+batch = tokenizer([" ".join(words)], truncation=True, return_offsets_mapping=True, return_tensors="np")
+given = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+offsets, found = batch["offset_mapping"][0].tolist(), session.run(["logits"], given)[0][0].argmax(-1).tolist()
+"""
+_WORDS_CODE = """start = 0
 for word in words:  # the label of a word is that of its first token
     end = start + len(word)
     first = next((i for i, (a, b) in enumerate(offsets) if a < min(b, end) and b > start), None)
@@ -65,11 +81,17 @@ def entity_card(adapted: Adapted) -> Card:
     return Card(
         summary=f"spans of {counted(len(task.types), 'type')} in each text: {', '.join(task.types)}",
         pipeline_tag="token-classification",
-        code=_CODE.format(labels=list(task.labels), base=base.name, max_length=adapted.max_length),
+        code=_CODE.format(labels=list(task.labels), base=base.name, max_length=adapted.max_length)
+        + _WORDS_CODE,
         labels=task.labels,
         limits=tuple(limits),
         commands=('veneer predict ADAPTER "a text"', "veneer evaluate ADAPTER more.conll"),
     )
+
+
+def onnx_entities_code() -> str:
+    """Python that reads the labels of words out of an ONNX export."""
+    return _ONNX_CODE + _WORDS_CODE
 
 
 def entity_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -120,7 +142,8 @@ def entity_findings(told: Told) -> Findings:
     )
     losses = _losses(task, told.outputs, told.encoded)
     worst = wrong[np.argsort(-losses[wrong], kind="stable")][:_WORST]
-    sections = [_kinds(given, found), _reading(told)]
+    metrics: EntityMetrics = told.metrics  # type: ignore[assignment]
+    sections = [*metrics.sections(rows.name), _kinds(given, found), _reading(told)]
     if len(worst):
         table = tuple(
             (
@@ -132,7 +155,7 @@ def entity_findings(told: Told) -> Findings:
             )
             for place in worst.tolist()
         )
-        sections.insert(1, _worst(table, len(wrong), len(rows)))
+        sections.insert(-1, _worst(table, len(wrong), len(rows)))
     return Findings(mistakes_total=len(wrong), sections=tuple(sections))
 
 

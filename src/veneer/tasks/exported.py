@@ -11,37 +11,31 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from veneer.adapter import CONFIG, TENSORS, read_adapter
-from veneer.errors import MissingExtraError, UserMistake, VeneerError
+from veneer.errors import MissingExtraError, UserMistake
 from veneer.files import refuse_existing, replacing_folder, write_bytes, write_text
 from veneer.models.heads import native_pooling
-from veneer.models.load import load_tokenizer, quiet
+from veneer.models.load import load_tokenizer
 from veneer.tasks.adapted import Adapted, load
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift, Reference, classification_of
 from veneer.tasks.encoding import encode_texts
 from veneer.tasks.leaving_pages import onnx_page, peft_page, peft_task_page
 from veneer.tasks.merged import is_plain_classifier, merge_into_base_, write_tokenizer
-from veneer.tasks.plain import PlainClassifier, padded
+from veneer.tasks.onnx_graph import graph_runner, write_graph
+from veneer.tasks.plain import PlainClassifier
 
 __all__ = ["ExportFormat", "Exported", "export_adapter"]
 
 ExportFormat = Literal["onnx", "peft"]
 MODEL, LABELS = "model.onnx", "labels.json"
-_INPUTS = ("input_ids", "attention_mask")
-_ONE_FILE = 1_900_000_000  # bytes; a protobuf file holds less than 2 GiB
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -87,7 +81,8 @@ def export_adapter(
 
     Raises:
         MissingExtraError: "onnx" without the packages of the extra.
-        UserMistake: something stands at `out`; "onnx" of an adapter that is no classifier; an unknown format.
+        UserMistake: something stands at `out`; an unknown format; "onnx" of an adapter that neither classifies nor
+            finds entities.
         DriftError: the graph does not answer as the adapter does. Nothing is left.
         AdapterError, BaseError: as for `load`.
     """
@@ -103,8 +98,7 @@ def export_adapter(
     adapted = load(adapter, base=base, precision="fp32", mode="padded")
     with replacing_folder(out) as folder:
         if format == "onnx":
-            task = classification_of(adapted, "veneer export --format onnx")
-            drift: Drift | None = _write_onnx(folder, adapter.name, adapted, task)
+            drift: Drift | None = _write_onnx(folder, adapter.name, adapted)
             found: tuple[str, ...] = ()
         else:
             drift, found = None, _write_peft(folder, adapter, adapted)
@@ -114,7 +108,12 @@ def export_adapter(
     return Exported(out, format, names, size, drift, found)
 
 
-def _write_onnx(folder: Path, name: str, adapted: Adapted, task: Classification) -> Drift:
+def _write_onnx(folder: Path, name: str, adapted: Adapted) -> Drift:
+    if adapted.task.head.form == "tokens":
+        from veneer.tasks.exported_entities import write_entities
+
+        return write_entities(folder, name, adapted, graph=MODEL, labels=LABELS)
+    task = classification_of(adapted, "veneer export --format onnx")
     reference = Reference.of(adapted)
     merge_into_base_(adapted)
     write_tokenizer(folder, adapted)
@@ -138,30 +137,9 @@ def _write_graph(path: Path, adapted: Adapted, task: Classification, token: int)
     model: Any = adapted.model
     model.config.use_cache = False
     module = PlainClassifier(model, task.pooling).eval()
-    ids, mask = padded(
-        [[token] * n for n in (7, 5)], int(model.config.pad_token_id or 0)
-    )  # sizes of no meaning
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    try:
-        with _quiet_export(), torch.no_grad():
-            torch.onnx.export(
-                module,
-                (ids, mask),
-                path,
-                input_names=_INPUTS,
-                output_names=("logits",),
-                dynamic_shapes=(free, free),
-                opset_version=18,
-                external_data=size > _ONE_FILE,
-                dynamo=True,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise VeneerError(
-            f"torch can't write {type(model).__name__} as an ONNX graph ({str(error).strip().splitlines()[0][:200]}). "
-            "Nothing was written. Merge the adapter instead (veneer merge) and export the model with another tool."
-        ) from error
+    write_graph(
+        path, module, token=token, padding=int(model.config.pad_token_id or 0), name=type(model).__name__
+    )
 
 
 def _run_graph(path: Path, reference: Reference, adapted: Adapted) -> NDArray[np.float32]:
@@ -169,35 +147,13 @@ def _run_graph(path: Path, reference: Reference, adapted: Adapted) -> NDArray[np
 
     The batch's answers are returned where they are further off.
     """
-    import onnxruntime
-
     model: Any = adapted.model
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(texts: Any) -> NDArray[np.float32]:
-        given = (tensor.numpy() for tensor in padded(texts, int(model.config.pad_token_id or 0)))
-        (logits,) = session.run(["logits"], dict(zip(_INPUTS, given, strict=True)))
-        return np.asarray(logits, dtype=np.float32)
-
+    run = graph_runner(path, int(model.config.pad_token_id or 0))
     alone = np.concatenate([run([ids]) for ids in reference.ids])
     together = run(reference.ids)
     off = [np.abs(found - reference.logits).max(axis=1, keepdims=True) for found in (alone, together)]
     worse: NDArray[np.float32] = np.where(off[0] >= off[1], alone, together)
     return worse
-
-
-@contextmanager
-def _quiet_export() -> Iterator[None]:
-    """Without the exporter's remarks on itself: the graph is checked afterwards."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), quiet():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _write_peft(folder: Path, adapter: Path, adapted: Adapted) -> tuple[str, ...]:

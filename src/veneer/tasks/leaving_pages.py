@@ -19,8 +19,17 @@ from veneer.models.heads import head_code
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift
+from veneer.tasks.entity_pages import onnx_entities_code
 
-__all__ = ["combined_page", "merged_page", "merged_task_page", "onnx_page", "peft_page", "peft_task_page"]
+__all__ = [
+    "combined_page",
+    "merged_page",
+    "merged_task_page",
+    "onnx_entities_page",
+    "onnx_page",
+    "peft_page",
+    "peft_task_page",
+]
 
 _POOLED = {
     "mean": "(states * inside).sum(1) / inside.sum(1)",
@@ -49,7 +58,7 @@ def merged_page(
     )
 
 
-def merged_task_page(adapter: str, adapted: Adapted, dtype: torch.dtype, drift: Drift) -> str:
+def merged_task_page(adapter: str, adapted: Adapted, dtype: torch.dtype, drift: Drift, native: bool) -> str:
     """README.md of a merged model that is no plain classifier."""
     card = adapted.kind.card(adapted)
     auto = HEAD_CLASSES[adapted.task.head.form].auto
@@ -64,14 +73,25 @@ def merged_task_page(adapter: str, adapted: Adapted, dtype: torch.dtype, drift: 
         f"{adapted.base.name} with the LoRA adapter {adapter} merged into its weights ({_short(dtype)}): "
         f"{card.summary}. On {drift.texts} stored inputs its numbers differ by at most {drift.largest:.1e} from the "
         "adapter's.",
-        "",
-        _fence(loading + (_writing_code(adapted.task) if adapted.task.head.form == "causal" else "")),
+        ""
+        if native
+        else _pooling_note(adapted.task).replace(
+            "Pool as below.", "The adapter's README.md pools as it has to."
+        ),
+        _fence(loading + _asking_code(adapted.task, native)),
         pipeline_tag=card.pipeline_tag,
     )
 
 
+def _asking_code(task: Any, native: bool) -> str:
+    """Python that asks `model`, behind the lines that load it; "" where a few lines can't say it."""
+    if task.head.form == "sequence" and native:
+        given = ", ".join(f'"{name}"' for name in task.inputs)
+        return f'print(model(**tokenizer({given}, return_tensors="pt")).logits)\n'
+    return _writing_code(task) if task.head.form == "causal" else ""
+
+
 def _writing_code(task: Any) -> str:
-    """Python that lets `model` answer, behind the lines that load it."""
     if task.data == "text" or task.template.origin == "none":
         asking = 'prompt = tokenizer("the text that goes on", return_tensors="pt")\n'
     else:
@@ -108,6 +128,22 @@ def onnx_page(adapter: str, adapted: Adapted, task: Classification, drift: Drift
         f"at most {drift.largest:.1e} from the adapter's on {drift.texts} stored inputs.",
         "",
         _fence(code),
+    )
+
+
+def onnx_entities_page(adapter: str, adapted: Adapted, drift: Drift) -> str:
+    """README.md of an ONNX export that labels words."""
+    card = adapted.kind.card(adapted)
+    return _page(
+        {"library_name": "onnx", "base_model": adapted.base.name},
+        adapter,
+        f"{adapted.base.name} with the LoRA adapter {adapter} merged, as one ONNX graph: `input_ids` and "
+        "`attention_mask` (batch, length) int64, padded on the right, to `logits` (batch, length, labels) float32: "
+        f"{card.summary}. The label of a word is read at its first token. With onnxruntime its logits differ by "
+        f"at most {drift.largest:.1e} from the adapter's on {drift.texts} stored inputs.",
+        "",
+        _fence(onnx_entities_code()),
+        pipeline_tag=card.pipeline_tag,
     )
 
 
@@ -151,13 +187,15 @@ def combined_page(
     rows = "\n".join(f"| {Path(path).name} | {weight:g} |" for path, weight in weights.items())
     error = f"; the ranks' cut loses {made.error:.2%} of the sum" if made.error else ""
     table = f"| adapter | weight |\n|---|---|\n{rows}"
+    card = adapted.kind.card(adapted)
     return _page(
         {"library_name": "peft", "base_model": adapted.base.name},
         name,
         f"A LoRA adapter of {adapted.base.name}, the weighted sum of the changes of {len(weights)} others (method "
         f"`{made.method}`{error}). It was not measured: `veneer evaluate` does that.\n\n{table}",
         "" if native else _pooling_note(adapted.task),
-        _fence(f'veneer predict path/to/{name} "a text"\n', "sh"),
+        _fence(card.commands[0].replace("ADAPTER", f"path/to/{name}") + "\n", "sh"),
+        pipeline_tag=card.pipeline_tag,
     )
 
 

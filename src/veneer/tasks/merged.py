@@ -268,7 +268,7 @@ def _page(name: str, adapted: Adapted, dtype: torch.dtype, drift: Drift, native:
     if is_plain_classifier(adapted):
         assert isinstance(adapted.task, Classification)
         return merged_page(name, adapted, adapted.task, dtype, drift, native)
-    return merged_task_page(name, adapted, dtype, drift)
+    return merged_task_page(name, adapted, dtype, drift, native)
 
 
 def _warnings(pooling: Pooling | None, native: bool, drift: Drift) -> tuple[str, ...]:

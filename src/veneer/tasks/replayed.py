@@ -64,6 +64,11 @@ class Replay:
         """
         other = replace(self.adapted, base=base, runner=Runner.of(base.model, mode="padded"), facts=None)
         encoded = other.encode_inputs(self.inputs)
+        self.check_tokens(encoded, what=what)
+        return self.compared(other.outputs_of(encoded), half=half, what=what)
+
+    def check_tokens(self, encoded: Encoded, *, what: str) -> None:
+        """Raise DriftError where another tokenizer reads the inputs differently."""
         for place in range(max(len(encoded), len(self.encoded))):
             wanted, given = (list(e[place]) if place < len(e) else [] for e in (self.encoded, encoded))
             if wanted != given:
@@ -71,7 +76,13 @@ class Replay:
                     f"{what}: its stored tokenizer reads a golden input as {given[:12]}, expected {wanted[:12]}. "
                     "Nothing was written. Please report it with the base's name."
                 )
-        outputs = other.outputs_of(encoded)
+
+    def compared(self, outputs: Outputs, *, half: bool = False, what: str) -> Drift:
+        """Hold another's numbers for the same tokens against the adapter's.
+
+        Raises:
+            DriftError: they are too far off.
+        """
         ours, theirs = _values(self.outputs), _values(outputs)
         limit = max(0.25 if half else 0.0, GOLDEN_TOLERANCE) * max(1.0, float(np.abs(ours).max(initial=0.0)))
         largest = float(np.abs(ours - theirs).max(initial=0.0))
@@ -80,7 +91,7 @@ class Replay:
                 f"{what} does not answer as the adapter does: its numbers on the golden inputs differ by {largest:.2e} "
                 f"(limit {limit:.1e}). Nothing was written. Please report it with the base's name."
             )
-        answers = _plain(other.task.answers(outputs, encoded))
+        answers = _plain(self.adapted.task.answers(outputs, self.encoded))
         changed = sum(a != b for a, b in zip(self.answers, answers, strict=True))
         return Drift(largest=largest, changed=changed, texts=len(self.inputs))
 

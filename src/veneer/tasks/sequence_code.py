@@ -6,7 +6,7 @@ It stands in model cards, for people who read an adapter without Veneer. This fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from veneer.evaluation.model_card import sequence_classification_usage
 from veneer.models.heads import head_code, native_pooling
@@ -35,7 +35,7 @@ def sequence_code(
         plain: whether the class's outputs are the answer's numbers, where the pooling is its own.
     """
     base = adapted.base
-    cut = f"truncation=True, max_length={adapted.max_length}"
+    cut = f"truncation=True, max_length={adapted.max_length}{_without_types(adapted)}"
     pair = len(adapted.task.inputs) > 1
     given = '["the first text"], ["the second text"]' if pair else '["the text to classify"]'
     if plain and native_pooling(adapted.model) == base.pooling:
@@ -67,3 +67,11 @@ def sequence_code(
         f"    logits = {head_code(adapted.model, pooled)}\n"
         f"{answer}\n"
     )
+
+
+def _without_types(adapted: Adapted) -> str:
+    """For a model without token types whose tokenizer gives them: a decoder would add them as if they were words."""
+    config: Any = adapted.model.config
+    given = "token_type_ids" in adapted.base.tokenizer.model_input_names
+    typed = getattr(config, "type_vocab_size", 0) > 1
+    return ", return_token_type_ids=False" if given and not typed else ""
