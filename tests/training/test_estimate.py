@@ -67,7 +67,8 @@ def test_a_run_that_does_not_fit_is_told_how_it_would(
     assert not found.peak_measured
     fitting = [option for option in found.options if option.fits]
     assert fitting
-    first = fitting[0]
+    assert found.options[0].flags == "--gradient-checkpointing"
+    first = next(option for option in fitting if "batch_size" in option.settings)
     assert first.settings["batch_size"] * first.settings["gradient_accumulation"] == 16
     assert first.flags == f"--batch-size {first.settings['batch_size']} --gradient-accumulation " + str(
         first.settings["gradient_accumulation"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from small_runs import config
 from veneer.engine import Runner, pack
-from veneer.errors import Interrupted, VeneerError
+from veneer.errors import ConfigError, Interrupted, VeneerError
 from veneer.lora import adapter_parameters
 from veneer.training.checkpoint import Checkpoint
 from veneer.training.config import TrainConfig
@@ -102,6 +102,17 @@ def test_accumulated_batches_are_one_big_batch(place: Path, more: dict[str, Any]
     one, _ = trained(config(place, batch_size=12, **more))
     many, _ = trained(config(place, batch_size=3, gradient_accumulation=4, **more))
     torch.testing.assert_close(many, one, rtol=0, atol=1e-6)
+
+
+def test_checkpointing_gives_the_same_bits(place: Path) -> None:
+    kept, _ = trained(config(place))
+    again, _ = trained(config(place, gradient_checkpointing=True))
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_checkpointing_a_base_without_blocks_of_ours_is_refused(place: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing.*gradient_accumulation"):
+        set_up(config(place, gradient_checkpointing=True, mode="padded"))
 
 
 def test_the_last_rate_of_a_step_is_that_of_the_schedule(place: Path) -> None:

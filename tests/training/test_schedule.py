@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from veneer.training.schedule import Plan, default_epochs, rate_factor
+from veneer.training.schedule import Plan, default_batch_size, default_epochs, rate_factor
 
 PLANS = st.builds(
     Plan,
@@ -22,6 +22,13 @@ PLANS = st.builds(
     epochs=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "size"), [(999, 9_990, 16), (1_000, 20_000, 32), (1_000, 64_001, 16)]
+)
+def test_many_short_texts_make_larger_batches(texts: int, tokens: int, size: int) -> None:
+    assert default_batch_size(texts, tokens) == size
 
 
 @given(PLANS)

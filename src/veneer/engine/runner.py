@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from veneer.engine.beginnings import beginnings_of
 from veneer.engine.blocks import Program
 from veneer.engine.families import program_of
 from veneer.engine.packing import PackedBatch, pack
+from veneer.errors import ConfigError
 
 __all__ = ["Runner", "backbone_of"]
 
@@ -42,12 +43,14 @@ class Runner:
         mode: "packed" or "padded".
         reason: why, in words for the user.
         program: the engine's own form of the backbone, where it has one (packed only).
+        recompute: blocks keep their inputs alone for the backward pass and compute the rest again (the program's only).
     """
 
     model: nn.Module
     mode: Mode
     reason: str
     program: Program | None = None
+    recompute: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, *, mode: Literal["auto", "packed", "padded"] = "auto") -> Runner:
@@ -73,6 +76,20 @@ class Runner:
             raise interface.NotPackableError(f"this base can't run packed: {found}")
         return cls(model, "padded", found)
 
+    def recomputing(self) -> Runner:
+        """The same with gradient checkpointing.
+
+        Raises:
+            ConfigError: the base does not run in the engine's own form.
+        """
+        if self.program is None:
+            raise ConfigError(
+                f"gradient_checkpointing: {type(self.model).__name__} runs {self.mode} through transformers' own "
+                "forward, where Veneer has none; it is there for GPT-2, BERT, RoBERTa, XLM-R, CamemBERT and ELECTRA. "
+                "Use smaller batches with gradient_accumulation instead."
+            )
+        return replace(self, recompute=True)
+
     def hidden_states(
         self, batch: PackedBatch, reads: Tensor | None = None, below: tuple[int, Tensor] | None = None
     ) -> Tensor:
@@ -86,7 +103,7 @@ class Runner:
         if self.program is not None and not _drops(self.model) and self.program.ready():
             start, x = below or (0, None)
             shared = beginnings_of(batch) if self.program.causal else None
-            return self.program(batch, reads, start=start, x=x, shared=shared)
+            return self.program(batch, reads, start=start, x=x, shared=shared, recompute=self.recompute)
         run = packed_hidden_states if self.mode == "packed" else padded_hidden_states
         hidden = run(self.model, batch)
         return hidden if reads is None else hidden.index_select(0, reads)

@@ -41,7 +41,7 @@ class TrainConfig(StrictModel):
     class_weights          "balanced" gives each label the same total weight in the loss
     label_smoothing        in [0, 1)
     epochs                 passes over the training texts; None: by their number
-    batch_size             texts in a batch
+    batch_size             texts in a batch; None: 32 for a thousand short texts and more, else 16
     gradient_accumulation  batches in a step of the optimiser
     learning_rate          peak, of AdamW
     weight_decay           of the matrices A, B and of the head's weights
@@ -53,6 +53,7 @@ class TrainConfig(StrictModel):
     keep                   which adapter is kept: of the "best" evaluation, the "last", or "auto": the last, unless an
                            earlier one was better by more than a standard error
     base_dropout           True turns on the base's own dropout, as PEFT does; slower, and no better for LoRA
+    gradient_checkpointing  computes each block again in the backward pass: less memory, the same bits, slower
     precision              dtype of the frozen base: "fp32", "bf16", or "auto": by a measurement
     mode                   "packed", "padded", or "auto": packed where it is exact
     device                 "auto", "cpu", "cuda", "mps"
@@ -73,7 +74,7 @@ class TrainConfig(StrictModel):
     class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     epochs: int | None = pydantic.Field(default=None, ge=1)
-    batch_size: int = pydantic.Field(default=16, ge=1)
+    batch_size: int | None = pydantic.Field(default=None, ge=1)
     gradient_accumulation: int = pydantic.Field(default=1, ge=1)
     learning_rate: float = pydantic.Field(default=1e-3, gt=0)
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
@@ -84,6 +85,7 @@ class TrainConfig(StrictModel):
     patience: int | None = pydantic.Field(default=None, ge=1)
     keep: Literal["auto", "best", "last"] = "auto"
     base_dropout: bool = False
+    gradient_checkpointing: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     mode: Literal["auto", "packed", "padded"] = "auto"
     device: str = "auto"

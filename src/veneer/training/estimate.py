@@ -236,21 +236,28 @@ def _options(run: Run, weights: Weights, before: int, peak: int, available: int)
     config, found = run.config, list[Option]()
 
     def option(settings: dict[str, Any], effect: str, size: int) -> Option:
-        flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items())
+        named = {key.replace("_", "-"): value for key, value in settings.items()}
+        flags = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in named.items())
         return Option(settings, flags, effect, size, size <= _SHARE * available)
 
-    for halvings in range(1, config.batch_size.bit_length()):
-        size = config.batch_size >> halvings
-        accumulation = math.ceil(config.batch_size * config.gradient_accumulation / size)
+    whole = run.plan.batch_size
+    program = run.adapted.runner.program
+    if program is not None and not config.gradient_checkpointing:
+        blocks = len(program.blocks)  # an input of C for each of them, and one of them whole: about 16 C
+        kept = _scaled(before, peak, (blocks + 16) / (16 * blocks))
+        found.append(option({"gradient_checkpointing": True}, "the same bits, a third slower", kept))
+    for halvings in range(1, whole.bit_length()):
+        size = whole >> halvings
+        accumulation = math.ceil(whole * config.gradient_accumulation / size)
         settings = {"batch_size": size, "gradient_accumulation": accumulation}
-        found.append(option(settings, "the same training", _scaled(before, peak, size / config.batch_size)))
+        found.append(option(settings, "the same training", _scaled(before, peak, size / whole)))
         if found[-1].fits:
             break
     lengths = run.stores["train"].lengths
     for limit in (512, 256, 128, 64):
         if limit < int(lengths.max()):
             cut = int((lengths > limit).sum())
-            share = min(1.0, limit * config.batch_size / int(weights.largest.max()))
+            share = min(1.0, limit * whole / int(weights.largest.max()))
             effect = f"{counted(cut, 'training text')} would lose their ends"
             found.append(option({"max_length": limit}, effect, _scaled(before, peak, share)))
             if found[-1].fits:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from veneer.data.choices import Choice, counted
 from veneer.data.prepared import PreparedData
@@ -25,7 +25,7 @@ from veneer.tasks.inference import check_base, infer_kind
 from veneer.tasks.kind import Kind, Making, Settings
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Examples
-from veneer.training.schedule import Plan, default_epochs
+from veneer.training.schedule import Plan, default_batch_size, default_epochs
 
 __all__ = ["Run", "set_up"]
 
@@ -122,6 +122,8 @@ def set_up(
         device=device,
         seed=config.seed,
     )
+    if config.gradient_checkpointing:
+        adapted = replace(adapted, runner=adapted.runner.recomputing())
     config = config.replace(mode=adapted.runner.mode)
     choices.append(Choice("batches", adapted.runner.mode, adapted.runner.reason))
     say("reading the texts as tokens")
@@ -134,15 +136,25 @@ def set_up(
     for store in stores.values():
         warnings += store.warnings
     _note_cuts(stores, adapted.max_length, kind.cut_says(task), warnings)
+    if config.batch_size is None:
+        config = config.replace(batch_size=_batch_size(stores["train"], choices))
     plan = Plan(
         len(stores["train"]),
-        config.batch_size,
+        config.batch_size or 1,
         config.gradient_accumulation,
         config.epochs or 1,
         config.seed,
     )
     prefixes = _prefixes(adapted, stores, config, choices, say)
     return Run(config, prepared, adapted, stores, plan, prefixes, choices, warnings)
+
+
+def _batch_size(store: Encoded, choices: list[Choice]) -> int:
+    texts, tokens = len(store), int(store.ids.lengths.sum())
+    size = default_batch_size(texts, tokens)
+    lengths = f"{counted(texts, 'training text')} of {tokens / max(1, texts):.0f} tokens on average"
+    choices.append(Choice("batch size", str(size), lengths))
+    return size
 
 
 def checked_options(kind: Kind, config: TrainConfig) -> StrictModel:

@@ -9,6 +9,7 @@ This file joins the parts; each part is in its own file.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import signal
@@ -187,7 +188,7 @@ def _trained(
         if accelerator.is_main_process:
             save_checkpoint(folder, checkpoint)
 
-    with _stop_signals() as stopped:
+    with _stop_signals() as stopped, _collected_once():
         try:
             trained = train_loop(
                 run.adapted,
@@ -265,6 +266,17 @@ def _together(stopped: Callable[[], bool], accelerator: Any) -> Callable[[], boo
         return bool(accelerator.reduce(asked, "sum") > 0)
 
     return any_stopped
+
+
+@contextmanager
+def _collected_once() -> Iterator[None]:
+    """Leave what stands already out of the garbage collections of the loop: libraries alone are a million objects."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
