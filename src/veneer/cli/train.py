@@ -137,16 +137,6 @@ def show(console: Console, done: Finished) -> None:
         f"\ntook     {took} ({rates})\n"
         f"adapter  {done.path} ({bytes_text(done.folder.size_bytes)})\n"
         f"report   open {done.path / 'report.html'}\n"
-        f"next     {_next(done)}",
+        f"next     {done.commands[0]}",
         soft_wrap=True,  # a path is not broken into two
     )
-
-
-def _next(done: Finished) -> str:
-    """A command that tries the adapter."""
-    from veneer.tasks.registry import task_from_facts
-
-    task = task_from_facts(done.facts.task, done.facts.task_facts)
-    second = {"text_pair": ' --pair "another"', "context": ' --context "a text that answers it"'}
-    first = "a text of yours" if task.inputs[0] == "text" else f"a {task.inputs[0]} of yours"
-    return f'veneer predict {done.path} "{first}"{"".join(second.get(name, "") for name in task.inputs[1:])}'

@@ -76,12 +76,14 @@ def model_card(
     labels: Sequence[str] = (),
     pipeline_tag: str = "text-classification",
     limits: Sequence[str] = (),
+    commands: Sequence[str] = (),
 ) -> str:
     """README.md of the adapter folder, with YAML front matter.
 
     peft_usage: Python code that answers as this adapter does with PEFT alone: `sequence_classification_usage`
     where the pooling is transformers' own, else code that pools as the adapter was trained (mean over the
-    tokens, say). adapter: the folder's name in the commands. limits: further sentences on what the adapter is
+    tokens, say). adapter: the folder's name in the commands. commands: lines of the shell that use it, with ADAPTER for
+    the folder; none: those of a classifier. limits: further sentences on what the adapter is
     not for.
     """
     import yaml
@@ -93,7 +95,7 @@ def model_card(
         f"---\n{matter}---",
         f"# {_inline(facts.title)}",
         _what_it_is(facts, labels),
-        "## Use it\n\nWith Veneer:\n\n" + _fence(_command_lines(adapter), "sh"),
+        "## Use it\n\nWith Veneer:\n\n" + _fence(_command_lines(adapter, commands), "sh"),
         _fence(veneer_usage, "python") if veneer_usage else "",
         "With PEFT alone:\n\n" + _fence(peft_usage, "python"),
         _how_good(facts),
@@ -149,9 +151,10 @@ def _what_it_is(facts: ReportFacts, labels: Sequence[str]) -> str:
     return f"{said}\n\n**{_inline(verdict.title)}.** {_inline(verdict.sentence)}"
 
 
-def _command_lines(adapter: str) -> str:
+def _command_lines(adapter: str, commands: Sequence[str]) -> str:
     name = f'"{adapter}"' if " " in adapter else adapter
-    return f'veneer predict {name} "the text to classify"\nveneer inspect {name}\n'
+    given = commands or ('veneer predict ADAPTER "the text to classify"',)
+    return "".join(f"{line.replace('ADAPTER', name)}\n" for line in (*given, "veneer inspect ADAPTER"))
 
 
 def _how_good(facts: ReportFacts) -> str:

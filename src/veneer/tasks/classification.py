@@ -31,7 +31,16 @@ from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreFor
 from veneer.tasks.kind import Headline, Kind, Labelled, Making
 from veneer.tasks.labelled import labelled_rows
 from veneer.tasks.pooling import head_outputs, pool
-from veneer.tasks.texts import PAIR, TEXT, encode_given, encode_split, given_of, lengths_of, shown_text
+from veneer.tasks.texts import (
+    PAIR,
+    TEXT,
+    encode_given,
+    encode_split,
+    given_of,
+    lengths_of,
+    note_join,
+    shown_text,
+)
 
 if TYPE_CHECKING:
     from veneer.models import Base
@@ -240,6 +249,7 @@ def _head(prepared: Prepared, options: Any) -> HeadSpec:  # noqa: ARG001
 
 def _make(made: Making) -> Classification:
     prepared: Prepared = made.prepared
+    note_join(made)
     weights: tuple[float, ...] = ()
     if made.settings.class_weights == "balanced":
         targets = np.asarray(prepared.train.labels)

@@ -21,7 +21,7 @@ from veneer.data.ragged import Ragged
 from veneer.data.tokens import TokenStore, tokenize
 from veneer.errors import ConfigError
 
-__all__ = ["EncodedPairs", "encode_pairs", "pair_store", "separator_of", "shown_pair"]
+__all__ = ["EncodedPairs", "encode_pairs", "join_warning", "pair_store", "separator_of", "shown_pair"]
 
 Pair = tuple[str, str]
 
@@ -90,6 +90,16 @@ def separator_of(tokenizer: Any) -> bool:
     """Whether the tokenizer puts anything between the two texts of a pair."""
     return len(tokenizer("a", "b")["input_ids"]) > len(tokenizer("a")["input_ids"]) + len(
         tokenizer("b", add_special_tokens=False)["input_ids"]
+    )
+
+
+def join_warning(tokenizer: Any, name: str) -> str | None:
+    """What to be warned of where nothing tells the model where the second text begins."""
+    if separator_of(tokenizer):
+        return None
+    return (
+        f"The tokenizer of {name} puts nothing between the two texts of a pair, so the model sees one running text. An "
+        "encoder such as BERT or RoBERTa is told where the second one begins."
     )
 
 

@@ -18,7 +18,13 @@ from veneer.tasks.kind import Kind
 
 __all__ = ["KINDS", "kind_named", "kind_of_peft", "task_from_facts"]
 
-KINDS: tuple[Kind, ...] = (answers.KIND, entities.KIND, instructions.KIND, regression.KIND, classification.KIND)
+KINDS: tuple[Kind, ...] = (
+    answers.KIND,
+    entities.KIND,
+    instructions.KIND,
+    regression.KIND,
+    classification.KIND,
+)
 
 
 def kind_named(name: str) -> Kind:

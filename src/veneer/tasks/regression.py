@@ -25,7 +25,7 @@ from veneer.data.preview import PreviewText
 from veneer.data.rows import choose_columns
 from veneer.data.sources import Source
 from veneer.engine.packing import Layout
-from veneer.errors import DataError
+from veneer.errors import ConfigError, DataError
 from veneer.evaluation.regression import regression_metrics
 from veneer.evaluation.scores import Metrics
 from veneer.lora import adapter_parameters
@@ -36,7 +36,16 @@ from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreFor
 from veneer.tasks.kind import Headline, Kind, Labelled, Making
 from veneer.tasks.labelled import labelled_rows
 from veneer.tasks.pooling import pool
-from veneer.tasks.texts import PAIR, TEXT, encode_given, encode_split, given_of, lengths_of, shown_text
+from veneer.tasks.texts import (
+    PAIR,
+    TEXT,
+    encode_given,
+    encode_split,
+    given_of,
+    lengths_of,
+    note_join,
+    shown_text,
+)
 
 if TYPE_CHECKING:
     from veneer.models import Base
@@ -194,6 +203,12 @@ def _claims(source: Source, decoder: bool | None) -> str | None:  # noqa: ARG001
 
 
 def _prepare(source: Source, options: Any) -> Prepared:  # noqa: ARG001
+    config = source.config
+    if config.multi_label or config.label_separator is not None:
+        raise ConfigError(
+            "multi_label and label_separator are for labels; the task regression gives one number for each text. Leave "
+            "them out, or ask for --task classification."
+        )
     return prepare(source.config, target="numbers", source=source)
 
 
@@ -203,6 +218,7 @@ def _head(prepared: Any, options: Any) -> HeadSpec:  # noqa: ARG001
 
 def _make(made: Making) -> Regression:
     prepared: Prepared = made.prepared
+    note_join(made)
     known = np.asarray(prepared.train.labels, np.float64)
     return Regression(
         pooling=made.base.pooling,

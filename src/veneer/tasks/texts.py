@@ -19,7 +19,8 @@ from veneer.data.rows import Split
 from veneer.errors import DataError
 from veneer.tasks.base import Encoded, Input
 from veneer.tasks.encoding import TokenLists, encode_texts, token_shower, token_store
-from veneer.tasks.pairs import Pair, encode_pairs, pair_store, shown_pair
+from veneer.tasks.kind import Making
+from veneer.tasks.pairs import Pair, encode_pairs, join_warning, pair_store, shown_pair
 
 __all__ = [
     "PAIR",
@@ -30,6 +31,7 @@ __all__ = [
     "given_texts",
     "joined",
     "lengths_of",
+    "note_join",
     "shown_text",
 ]
 
@@ -118,6 +120,14 @@ def shown_text(
         tokens = shown_pair(tokenizer, (text, seconds[0]), max_length)
         text = f"{text}\n{seconds[0]}"
     return PreviewText(split.name, place, labels, len(tokens), text, tokens)
+
+
+def note_join(made: Making) -> None:
+    """Warn, in the notes of what is made, where pairs are read and nothing stands between their texts."""
+    said = (
+        join_warning(made.base.tokenizer, made.base.name) if made.prepared.columns.pair is not None else None
+    )
+    made.notes.warnings += [said] if said else []
 
 
 def joined(split: Split) -> list[str]:

@@ -70,12 +70,14 @@ class Finished:
         folder: as read from there.
         measured: metrics and baselines.
         seconds: the whole run.
+        commands: lines of the shell that use it.
     """
 
     path: Path
     folder: AdapterFolder
     measured: Measured
     seconds: float
+    commands: tuple[str, ...] = ()
 
     @property
     def facts(self) -> Facts:
@@ -171,7 +173,8 @@ def finish(
     write_adapter(
         out, peft_config=peft_config, tensors=tensors, facts=facts, extra_files=extra, overwrite=overwrite
     )
-    return Finished(out, read_adapter(out), measured, time.monotonic() - began)
+    commands = tuple(line.replace("ADAPTER", str(out)) for line in adapted.kind.card(adapted).commands)
+    return Finished(out, read_adapter(out), measured, time.monotonic() - began, commands)
 
 
 def task_type(adapted: Adapted) -> str | None:

@@ -32,6 +32,7 @@ from veneer.tasks.kind import Card, Findings
 from veneer.training.estimate import announced
 from veneer.training.loop import Trained
 from veneer.training.prepare import Run
+from veneer.training.reading import reading_section
 
 if TYPE_CHECKING:
     from veneer.training.finish import Measured
@@ -60,6 +61,7 @@ def pages(
         labels=card.labels,
         pipeline_tag=card.pipeline_tag,
         limits=card.limits,
+        commands=card.commands,
     )
     return {"report.html": html, **pictures, "README.md": page, "metrics.jsonl": lines}
 
@@ -75,7 +77,7 @@ def report_facts(
 ) -> ReportFacts:
     """The run as the report and the model card take it."""
     adapted = run.adapted
-    deciding = adapted.task.deciding
+    deciding, reading = adapted.task.deciding, reading_section(run)
     parameters = count_parameters(adapted.model)
     return ReportFacts(
         title=_title(run),
@@ -115,7 +117,7 @@ def report_facts(
         mistakes=findings.mistakes,
         mislabelled=findings.mislabelled,
         mistakes_total=findings.mistakes_total,
-        sections=findings.sections,
+        sections=(*findings.sections, *([reading] if reading is not None else [])),
         configuration=_flat(yaml.safe_load(run.config.to_yaml())),
         exactness=_exactness(facts),
         versions=facts.versions,
