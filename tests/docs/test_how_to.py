@@ -45,6 +45,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     causal_base(tmp_path / "my-writer", max_length=512)
     letters = [{"instruction": f"Write to {i}.", "input": "", "output": f"Dear {i}!"} for i in range(40)]
     Path("letters.json").write_text(json.dumps(letters))
+    Path("book.txt").write_text("\n\n".join(f"It was late, and film {i} was good." for i in range(20)))
     Path("asks.jsonl").write_text('{"id": 1, "instruction": "Write."}\n{"id": 2, "instruction": "Do."}\n')
     _entity_files()
     question_file(tmp_path / "questions.json")
