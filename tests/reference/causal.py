@@ -1,4 +1,4 @@
-"""Small random causal models of five families, and a tokenizer of bytes for them: what generation is held against."""
+"""Small random causal models of seven families, and a tokenizer of bytes for them: what generation is held against."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", _GROUPED | {"tie_word_embeddings": True}),
     "mistral": ("Mistral", _GROUPED | {"sliding_window": 6}),
     "gpt_neox": ("GPTNeoX", _SIZES | {"rotary_pct": 0.5}),
+    "gemma2": ("Gemma2", _GROUPED | {"head_dim": 8, "sliding_window": 5, "final_logit_softcapping": 5.0}),
+    "bloom": (
+        "Bloom",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 256,
+         "eos_token_id": 256},
+    ),
 }  # fmt: skip
 
 
