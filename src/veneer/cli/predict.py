@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from veneer.cli.colours import tag_colour
 from veneer.cli.console import Output
 from veneer.cli.flags import ANSWERS, LOADING, OUTPUT, read_roles
 from veneer.cli.options import with_flags
@@ -199,7 +200,9 @@ def _print(rows: Rows, keys: Sequence[str], *, every: bool) -> None:
         texts = list(_named(given).values())
         shown = {key: answer[key] for key in keys}
         chances = answer.get("probabilities") or {} if every else {}
-        if person:
+        if person and "entities" in shown:
+            print_entities(shown["entities"] or [], texts[0])
+        elif person:
             _print_aligned(shown, " | ".join(texts), chances)
         else:
             cells = list(map(cell, shown.values()))
@@ -224,6 +227,25 @@ def _print_aligned(answer: Mapping[str, Any], text: str, chances: Mapping[str, f
     console.print(line, no_wrap=True, overflow="ellipsis")
     for name, value in sorted(chances.items(), key=lambda pair: -pair[1]):
         console.print(f"  {name:<20} {100 * value:5.1f} %", style="dim", markup=False)
+
+
+def print_entities(entities: Sequence[Mapping[str, Any]], text: str) -> None:
+    """A text with its entities in colour, and a line for each of them: type, characters, how sure."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, emoji=False)
+    line = Text(text)
+    for one in entities:
+        line.stylize(f"bold {tag_colour(one['label'])}", one["start"], one["end"])
+    console.print(line, soft_wrap=True)
+    for one in entities:
+        place = f"{one['start']}-{one['end']}"
+        row = Text.assemble(
+            (f"  {one['label']:<14}", tag_colour(one["label"])), f" {100 * one['score']:5.1f} %"
+        )
+        row.append(f" {place:>9}  ", "dim").append(" ".join(one["text"].split()))
+        console.print(row, no_wrap=True, overflow="ellipsis")
 
 
 def cell(value: Any) -> Any:

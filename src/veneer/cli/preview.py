@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from veneer.cli.colours import tag_colour
 from veneer.cli.console import Output, table
 from veneer.cli.flags import BASE, DATA, EXAMPLE_COUNT, OUTPUT, RUN, TASK
 from veneer.cli.options import assignments, nested, with_flags
@@ -29,7 +30,6 @@ _BAR = 30  # columns of the longest bar
 _MOST_TOKENS = 60  # of an example that are shown
 _MOST_LABELS = 20
 _NO_TAG = ("", "O")
-_COLOURS = ("bright_red", "bright_green", "bright_yellow", "bright_blue", "bright_magenta", "bright_cyan")
 
 
 @with_flags(TASK, *DATA, *BASE, EXAMPLE_COUNT, SET, *OUTPUT)
@@ -204,8 +204,7 @@ def _styled(token: ShownToken, place: int, *, bar: bool) -> tuple[str, str]:
 
 def _colour(tag: str) -> str:
     """The same for all tags of a type."""
-    kind = tag.partition("-")[2] or tag
-    return _COLOURS[sum(map(ord, kind)) % len(_COLOURS)]
+    return tag_colour(tag.partition("-")[2] or tag)
 
 
 def _edge(before: ShownToken | None, token: ShownToken | None) -> str:
