@@ -3,8 +3,8 @@
     python -m benchmarks.ceiling ../shared/data/xquad/xquad.en.json --epochs 3 --learning-rate 5e-5
 
 Data, head, features, loss and metrics are those of Veneer's task, so that nothing but what is trained differs; the
-model is run by transformers' own forward, padded, with its dropout, as its examples do. The weights after the last epoch
-are measured. It writes no model.
+model is run by transformers' own forward, padded, with its dropout, as its examples do. The weights after the last
+epoch are measured. It writes no model.
 """
 
 from __future__ import annotations
