@@ -15,7 +15,7 @@ from veneer.data.preview import ShownToken
 from veneer.data.ragged import Ragged
 from veneer.engine.generation import Sampling, TextGenerator
 from veneer.evaluation.baselines import Baseline
-from veneer.evaluation.blocks import Block, Folded, Paragraph, Preformatted, Section, Spans, Table
+from veneer.evaluation.blocks import Block, Folded, Paragraph, Preformatted, Section, Table
 from veneer.evaluation.wording import shortened
 from veneer.lora import disabled
 from veneer.tasks.base import Answer, Encoded, Outputs
@@ -206,8 +206,8 @@ def _code(name: str, task: Any) -> str:
 
 
 def findings(told: Told) -> Findings:
-    """Samples of every evaluation, the examples told worst, and one as the model read it."""
-    parts = (_samples(told.history), _worst(told), _read(told))
+    """Samples of every evaluation, and the answers that are foretold least."""
+    parts = (_samples(told.history), _worst(told))
     return Findings(sections=tuple(part for part in parts if part is not None))
 
 
@@ -252,29 +252,6 @@ def _worst(told: Told) -> Section | None:
         )
     table = Table(("row", "loss", "asked", "expected"), tuple(rows), numeric=(0, 1), texts=(2, 3))
     return Section("Answers it foretells least", (table,))
-
-
-def _read(told: Told) -> Section | None:
-    if not len(told.rows):
-        return None
-    task: Any = told.adapted.task
-    one = task.shown(told.rows, 0, told.adapted.base.tokenizer, told.adapted.max_length)
-    note = "One example as the model reads it; the loss reads the marked tokens."
-    return Section(
-        "As the model reads it", (Paragraph(note, "note"), Spans(_spans(one.tokens))), place="end"
-    )
-
-
-def _spans(tokens: Sequence[ShownToken]) -> tuple[tuple[str, str], ...]:
-    """Tokens as runs of one kind, for the report."""
-    runs: list[tuple[str, str]] = []
-    for token in tokens:
-        kind = "cut" if not token.read else "read" if token.target else "special" if token.special else ""
-        if runs and runs[-1][1] == kind:
-            runs[-1] = (runs[-1][0] + token.text, kind)
-        else:
-            runs.append((token.text, kind))
-    return tuple(runs)
 
 
 def inspect_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
