@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ def _gpt2(folder: Path, shared: Path, **sizes: Any) -> Path:
     return folder
 
 
+def _padded(encoded: Any, part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and unshifted labels of some rows, padded on the right to the longest."""
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.asarray(encoded[int(row)], np.int64)) for row in part], batch_first=True
+    )
+    labels = torch.full_like(ids, NOT_READ)
+    for place, row in enumerate(part):
+        own = np.asarray(encoded.targets[int(row)], np.int64)
+        labels[place, 1 : len(own)] = torch.from_numpy(own[:-1])
+    lengths = torch.tensor([int(encoded.lengths[row]) for row in part])
+    return ids, (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long(), labels
+
+
 @pytest.mark.slow
 def test_loss_and_gradients_at_gpt2s_full_size(tmp_path: Path, shared_data: Path) -> None:
     """Sixteen rows of the file, each batch against transformers + PEFT, padded, in fp32; about a minute.
@@ -120,15 +134,7 @@ def test_loss_and_gradients_at_gpt2s_full_size(tmp_path: Path, shared_data: Path
     for part in (np.arange(8), np.arange(8, 16)):
         model.zero_grad()
         adapted.model.zero_grad()
-        ids = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(np.asarray(encoded[int(row)], np.int64)) for row in part], batch_first=True
-        )
-        labels = torch.full_like(ids, NOT_READ)
-        for place, row in enumerate(part):
-            own = np.asarray(encoded.targets[int(row)], np.int64)
-            labels[place, 1 : len(own)] = torch.from_numpy(own[:-1])
-        lengths = torch.tensor([int(encoded.lengths[row]) for row in part])
-        mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
+        ids, mask, labels = _padded(encoded, part)
         expected = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         expected.backward()
         batch = pack([encoded[int(row)] for row in part])
@@ -171,3 +177,46 @@ def test_the_whole_file_is_learnt_by_heart(
     found = evaluate(load(done.path), file).metrics.to_json()
     print({key: value for key, value in found.items() if key != "intervals"})  # noqa: T201
     assert found["exact_match"] > 0.98
+
+
+@pytest.mark.slow
+def test_faster_than_peft_with_padding(tmp_path: Path, shared_data: Path) -> None:
+    """Forward and backward over the same batches of 16 rows at GPT-2's full size, in fp32, in turns.
+
+    VENEER_TEST_LAYERS and VENEER_TEST_BATCHES make it smaller.
+    """
+    folder = _gpt2(tmp_path / "gpt2", shared_data, n_layer=int(os.environ.get("VENEER_TEST_LAYERS", "12")))
+    path = shared_data / "instruction" / "instruction-data.json"
+    rows = prepare(Source(DataConfig.parse({"source": str(path), **WHOLE})), InstructionOptions()).train
+    task = Instructions(Template("alpaca", ALPACA))
+    base = load_base(str(folder), head=HeadSpec("causal"))
+    adapted = adapt(
+        base, task, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), precision="fp32"
+    )
+    encoded = task.encode(rows, base.tokenizer, 1024)
+    model = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(folder),
+        peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    ).eval()
+    seconds = {"veneer": 0.0, "peft": 0.0}
+    batches = int(os.environ.get("VENEER_TEST_BATCHES", "6"))
+    order = np.random.default_rng(0).permutation(len(rows))[: 16 * (batches + 1)].reshape(-1, 16)
+    for number, part in enumerate(order):
+        batch = pack([encoded[int(row)] for row in part])
+        assert encoded.targets is not None
+        targets = task.collate(encoded.targets[part[list(batch.order)]])
+        ids, mask, labels = _padded(encoded, part)
+        for side in seconds:
+            began = time.perf_counter()
+            if side == "veneer":
+                loss = task.loss(adapted.outputs(batch, targets=targets), targets, batch.layout)
+            else:
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss.backward()
+            if number:  # the first batch makes kernels
+                seconds[side] += time.perf_counter() - began
+        model.zero_grad()
+        adapted.model.zero_grad()
+    rates = {side: 16 * batches / taken for side, taken in seconds.items()}
+    print({side: f"{rate:.1f} examples/s" for side, rate in rates.items()})  # noqa: T201
+    assert rates["veneer"] > rates["peft"]
