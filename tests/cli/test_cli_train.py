@@ -15,6 +15,7 @@ from veneer.cli.flags import ADAPTER, BASE, DATA, TRAINING, names_or_pattern
 from veneer.cli.options import assignments, nested
 from veneer.data.config import DataConfig
 from veneer.lora import LoraConfig
+from veneer.tasks.registry import KINDS
 from veneer.training.config import TrainConfig
 
 
@@ -146,6 +147,7 @@ def test_every_flag_is_a_field_of_its_configuration() -> None:
     fields: dict[str, Any] = {
         **{f"data.{name}": field for name, field in DataConfig.model_fields.items()},
         **{f"lora.{name}": field for name, field in LoraConfig.model_fields.items()},
+        **{f"options.{name}": field for kind in KINDS for name, field in kind.options.model_fields.items()},
         **TrainConfig.model_fields,
     }
     keys = [flag.key for flag in (*DATA, *BASE, *ADAPTER, *TRAINING)]

@@ -47,6 +47,10 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("letters.json").write_text(json.dumps(letters))
     Path("book.txt").write_text("\n\n".join(f"It was late, and film {i} was good." for i in range(20)))
     Path("asks.jsonl").write_text('{"id": 1, "instruction": "Write."}\n{"id": 2, "instruction": "Do."}\n')
+    numbers = [{"text": f"{'free ' * (i % 5)}film {i}", "price": 10 + 2.5 * (i % 5)} for i in range(60)]
+    pd.DataFrame(numbers).to_csv("prices.csv", index=False)
+    alike = [{"left": f"a film {i}", "right": f"a film {i % 7}", "score": (i % 4) / 2} for i in range(60)]
+    pd.DataFrame(alike).to_csv("similar.csv", index=False)
     _entity_files()
     question_file(tmp_path / "questions.json")
     Path("page.txt").write_text("It is late, and the film is a good one.\n")
