@@ -98,7 +98,7 @@ def test_the_tokens_of_an_answer_hold_its_characters(tokenizer: Any, start: int,
     if not CONTEXT[start:end].strip():
         return
     start += len(CONTEXT[start:end]) - len(CONTEXT[start:end].lstrip())
-    end = start + len(CONTEXT[start:end].rstrip())
+    start, end = whole_characters(CONTEXT, start, start + len(CONTEXT[start:end].rstrip()))
     found = windows_of(tokenizer, CONTEXT)
     placed = place_answers(found, [(start, end)], [len(CONTEXT)])
     whole = tokenizer(CONTEXT, add_special_tokens=False)

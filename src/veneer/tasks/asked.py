@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from veneer.data.characters import whole_characters
 from veneer.data.choices import counted
 from veneer.data.hashing import group_equal
 from veneer.data.preview import PreviewText, ShownToken
@@ -115,12 +116,12 @@ def _pair(one: Input, place: int) -> Pair:
 
 
 def _characters(one: Question) -> tuple[int, int] | None:
-    """The characters of the first gold answer, without white space at their ends."""
+    """The characters of the first gold answer, without white space at their ends and with whole ones there."""
     if not one.answers:
         return None
     gold = one.answers[0]
     start = gold.start + len(gold.text) - len(gold.text.lstrip())
-    return start, start + len(gold.text.strip())
+    return whole_characters(one.context, start, start + len(gold.text.strip()))
 
 
 def shown_question(
