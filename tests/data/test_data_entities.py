@@ -212,7 +212,7 @@ def test_each_scheme(tags: str, scheme: str, entities: list[tuple[int, int, str]
 TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "E-a", "S-a", "B-b", "I-b", "E-b", "S-b"]), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(TAGS)
 def test_tags_are_read_as_seqeval_reads_them(tags: list[str]) -> None:
     theirs = [(first, last + 1, kind) for kind, first, last in get_entities(tags)] if tags else []
@@ -246,7 +246,7 @@ def visible(sign: str) -> bool:
     return not (sign.isspace() or unicodedata.category(sign) == "Cc" or sign in "\u200b\ufeff")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ODD, st.sampled_from(["fine", "edges"]))
 def test_words_hold_every_visible_sign_once(text: str, rule: str) -> None:
     words = words_of(text, rule)  # type: ignore[arg-type]

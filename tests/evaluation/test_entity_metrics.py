@@ -37,7 +37,7 @@ def measured(rows: list[tuple[list[str], list[str]]], **options: int) -> object:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(PAIRS)
 def test_every_score_is_seqevals_default(rows: list[tuple[list[str], list[str]]]) -> None:
     ours = measured(rows, bootstrap=10)

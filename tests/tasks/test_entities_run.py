@@ -184,7 +184,7 @@ def test_what_is_measured_and_written(adapters: dict[str, Path], place: Path, tm
     assert told["n"] == 20
     assert {row["label"] for row in told["per_type"]} == {"loc", "per"}
     assert adapted.facts.data["sizes"] == {"train": 50, "validation": 15, "test": 20}
-    assert adapted.facts.baselines[0]["name"] == "words of the training part"
+    assert adapted.facts.baselines[0]["name"] == "a list of the training words"
     found = evaluate(adapted, place / "data" / "my.test.conll")
     assert found.metrics.to_json()["f1"] == pytest.approx(told["f1"], abs=1e-9)
     folder = evaluate(adapted, place / "data")

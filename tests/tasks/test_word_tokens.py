@@ -42,7 +42,7 @@ def reading(found: Any) -> list[list[int]]:
     return tokens
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(NAMES, ODD, RULE)
 def test_each_word_is_read_at_a_token_of_its_own(name: str, text: str, rule: Any) -> None:
     tokenizer, words = tokenizer_of(name), words_of(text, rule)
@@ -77,7 +77,7 @@ def test_given_words_are_read_where_transformers_reads_them(name: str, tokens: l
     assert np.flatnonzero(found.reads[0] == READ).tolist() == list(first.values())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(NAMES, st.lists(ODD, min_size=1, max_size=6).map(" ".join), RULE, st.integers(10, 24))
 def test_windows_read_each_word_once(name: str, text: str, rule: Any, limit: int) -> None:
     tokenizer, words = tokenizer_of(name), words_of(text, rule)
@@ -104,7 +104,7 @@ def test_a_word_is_read_away_from_the_edges() -> None:
     assert len(found.ids) == 5
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(NAMES, ODD, RULE, st.integers(10, 40), st.data())
 def test_predicted_spans_are_exact(name: str, text: str, rule: Any, limit: int, data: Any) -> None:
     """A head that says the right label of every word gives back the characters of the words, whatever the text."""

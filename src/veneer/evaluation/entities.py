@@ -91,14 +91,12 @@ class EntityMetrics:
         """The table of types."""
         rows = tuple(
             (
-                s.label,
-                f"{s.precision:.1%}",
-                f"{s.recall:.1%}",
-                f"{s.f1:.1%}",
-                f"{s.support:,}",
-                f"{s.predicted:,}",
+                score.label,
+                *(f"{100 * share:.1f} %" for share in (score.precision, score.recall, score.f1)),
+                f"{score.support:,}",
+                f"{score.predicted:,}",
             )
-            for s in sorted(self.per_type, key=lambda score: -score.support)
+            for score in sorted(self.per_type, key=lambda score: -score.support)
         )
         head = ("type", "precision", "recall", "F1", f"in {split}", "found")
         return (Section("Each type", (Table(head, rows, numeric=(1, 2, 3, 4, 5)),)),)

@@ -118,7 +118,7 @@ def entity_baselines(
     ours = task.counts(outputs, held_out)
     return (
         Baseline(
-            name="words of the training part",
+            name="a list of the training words",
             scores=entity_metrics(theirs, seed=seed).summary(),
             seconds=time.perf_counter() - began,
             note="each word has the tag that it mostly has in training",
