@@ -245,6 +245,15 @@ def test_cuts_are_counted_and_a_row_without_labels_is_named(tmp_path: Path, cut:
     assert f"{len(lost)} rows (row {', '.join(str(rows.rows[i] + 1) for i in lost[:5])}" in said
 
 
+def test_the_text_of_a_special_token_is_warned_of(tmp_path: Path) -> None:
+    rows = prepared(instruction_file(tmp_path / "rows.json", 3, output="Red.<|end|> And more.")).train
+    tokenizer = load_base(str(writing_base(tmp_path / "base")), head=HeadSpec("causal")).tokenizer
+    found = Instructions(Template("alpaca", ALPACA)).encode(rows, tokenizer, 512)
+    assert found.warnings[0].startswith("3 rows of train with the text of a special token")
+    clean = prepared(instruction_file(tmp_path / "clean.json", 3)).train
+    assert Instructions(Template("alpaca", ALPACA)).encode(clean, tokenizer, 512).warnings == ()
+
+
 def test_texts_become_blocks_in_which_every_token_is_foretold_once(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("a short one\n\n" + "abcdefghij" * 7 + "\n", encoding="utf-8")

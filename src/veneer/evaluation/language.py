@@ -49,8 +49,11 @@ class LanguageMetrics:
     def summary(self) -> Scores:
         """The numbers that a person reads first; the loss decides."""
         got = self.intervals
-        scores = [
-            Score("loss", "Loss", self.loss, got["loss"], percent=False, higher_is_better=False),
+        scores = [Score("loss", "Loss", self.loss, got["loss"], percent=False, higher_is_better=False)]
+        if self.exact_match is not None:
+            scores.append(Score("exact_match", "Exact match", self.exact_match, got["exact_match"]))
+        scores += [
+            Score("token_accuracy", "Right tokens", self.token_accuracy, got["token_accuracy"]),
             Score(
                 "perplexity",
                 "Perplexity",
@@ -59,10 +62,7 @@ class LanguageMetrics:
                 percent=False,
                 higher_is_better=False,
             ),
-            Score("token_accuracy", "Right tokens", self.token_accuracy, got["token_accuracy"]),
         ]
-        if self.exact_match is not None:
-            scores.append(Score("exact_match", "Exact match", self.exact_match, got["exact_match"]))
         return Scores(self.n, tuple(scores), unit="examples")
 
     def to_json(self) -> dict[str, Any]:

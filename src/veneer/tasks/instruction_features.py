@@ -56,6 +56,7 @@ class Features:
         self.asked: list[int] = []
         self.examples = self.cut = self.longest = 0
         self.lost: list[int] = []
+        self.with_specials = 0
 
     def add(self, one: Rendered, row: int) -> None:
         """An example; `row` is its number for people."""
@@ -97,6 +98,15 @@ class Features:
             details=Details(np.asarray(self.asked, np.int64)),
             cut=self.cut,
             longest=self.longest,
+            warnings=self._warnings(part),
+        )
+
+    def _warnings(self, part: str) -> tuple[str, ...]:
+        if not self.with_specials:
+            return ()
+        return (
+            f"{counted(self.with_specials, 'row')} of {part} with the text of a special token (such as the end of "
+            "text) in somebody's words; it is read as that token, so that a text may seem to end there.",
         )
 
 

@@ -96,6 +96,8 @@ class Instructions:
         for places, rendered in self._rendered(rows, tokenizer):
             for place, one in zip(places.tolist(), rendered, strict=True):
                 parts.add(one, int(rows.rows[place]) + 1)
+        renderer = Renderer(self.template, tokenizer)
+        parts.with_specials = sum(map(renderer.holds_specials, rows))
         return parts.done(str(rows.table.path), rows.name)
 
     def encode_inputs(self, inputs: Sequence[Input], tokenizer: Any, max_length: int) -> Encoded:
@@ -298,9 +300,9 @@ KIND = Kind(
     inspect=inspect_lines,
     headline=(
         Headline("loss", "loss", percent=False),
-        Headline("perplexity", "perplexity", percent=False),
-        Headline("token_accuracy", "right tokens"),
         Headline("exact_match", "exact match"),
+        Headline("token_accuracy", "right tokens"),
+        Headline("perplexity", "perplexity", percent=False),
     ),
     options=InstructionOptions,
     baselines=baselines,

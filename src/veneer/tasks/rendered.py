@@ -94,6 +94,11 @@ class Renderer:
         """The id of the end-of-text token."""
         return int(self.tokenizer.eos_token_id)
 
+    def holds_specials(self, one: Conversation) -> bool:
+        """Whether somebody's words hold the text of a special token, which is read as that token."""
+        words = [one.text or "", *(part for turn in one.turns for part in (turn.content, turn.input))]
+        return any(mark in text for mark in self.tokenizer.all_special_tokens for text in words)
+
     def lead(self) -> list[int]:
         """The tokens that stand before every text: Llama's begin-of-text, nothing for GPT-2."""
         begin, _ = special_ends(self.tokenizer)
