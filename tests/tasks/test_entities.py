@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from entity_cases import FAMILIES, entity_base, write_conll
+from tokenizers import Tokenizer, models
 
 from veneer.data.choices import Notes
 from veneer.data.entities import EntityRows, read_entities
@@ -213,3 +214,9 @@ def test_facts_make_the_task_again(rows: EntityRows, bases: dict[str, Path]) -> 
     wanted = task.encode(rows.select(np.array([0, 2])), tokenizer, 64)
     assert again.ids.ids.tolist() == wanted.ids.ids.tolist()
     assert (again.targets.values == READ).tolist() == (wanted.targets.values != UNREAD).tolist()
+
+
+def test_a_tokenizer_that_knows_no_word_is_refused(rows: EntityRows) -> None:
+    empty = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
+    with pytest.raises(DataError, match=r"has no token for any of \d+ words"):
+        Entities(LABELS, "edges").encode(rows, empty, 64)

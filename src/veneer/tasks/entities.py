@@ -85,10 +85,15 @@ class Entities:
         """Rows as windows with a label at the first token of each word.
 
         Raises:
-            DataError: types of entities that the task does not know.
+            DataError: types of entities that the task does not know; no word has a token.
         """
         numbers = self.numbers(rows)
         found = word_tokens(((row.text, row.words) for row in rows), tokenizer, max_length)
+        if len(rows) and not len(found.words.values):
+            raise DataError(
+                f"{rows.table.path}: the base's tokenizer has no token for any of {len(rows.tags.values):,} words, so "
+                "that nothing can be learnt or measured. Is it the base's own? Save it there again."
+            )
         first_words = found.words.values[:, 2] + np.repeat(rows.tags.offsets[:-1], found.words.lengths)
         targets = found.reads.values.copy()
         targets[targets == READ] = numbers[rows.tags.values[first_words]]
