@@ -87,7 +87,11 @@ def test_windows_overlap_and_leave_nothing_out(tokenizer: Any, context: str, str
     assert all(before[-overlap:] == after[:overlap] for before, after in pairwise(pieces) if overlap)
     assert found.ids.lengths.max() <= 40
     spans = [found.spans[0], *(found.spans[i][overlap:] for i in range(1, len(found)))]
-    assert [tuple(span) for piece in spans for span in piece.tolist()] == whole["offset_mapping"]
+    found_spans = [tuple(span) for piece in spans for span in piece.tolist()]
+    for mine, theirs in zip(found_spans, whole["offset_mapping"], strict=True):
+        assert mine == theirs or (
+            mine[0] == mine[1] and theirs[0] == theirs[1]
+        )  # a trimmed blank: no character
 
 
 @given(st.integers(0, len(CONTEXT) - 1), st.integers(1, 12))
