@@ -5,6 +5,8 @@ This file knows a run and blocks of the report; how an example is read is its ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from veneer.data.preview import PreviewText, ShownToken, varied
 from veneer.evaluation.blocks import Block, Paragraph, Section, Spans
 from veneer.training.prepare import Run
@@ -39,18 +41,31 @@ def reading_section(run: Run) -> Section | None:
 
 def _example(text: PreviewText) -> list[Block]:
     title = ", ".join(text.labels) or f"example {text.place + 1}"
-    tokens = text.tokens[:_MOST_TOKENS]
     pieces: list[tuple[str, str]] = []
-    for place, token in enumerate(tokens):
-        if place and not token.special and not tokens[place - 1].special and not token.text[:1].isspace():
-            pieces.append(("·", "special"))
-        pieces.append((token.text, _kind(token)))
-        if token.tag:
-            pieces.append((f" {token.tag}", "special"))
-    more = len(text.tokens) - len(tokens)
-    if more:
-        pieces.append((f" ... and {more:,} more", "special"))
+    done = 0
+    for start, stop in _windows(text.tokens):
+        if start > done:
+            pieces.append((f" ... {start - done:,} more ... ", "special"))
+        for place in range(start, stop):
+            token, before = text.tokens[place], text.tokens[max(place - 1, start)]
+            if place > start and not token.special and not before.special and not token.text[:1].isspace():
+                pieces.append(("·", "special"))
+            pieces.append((token.text, _kind(token)))
+            if token.tag:
+                pieces.append((f" {token.tag}", "special"))
+        done = stop
+    if done < len(text.tokens):
+        pieces.append((f" ... and {len(text.tokens) - done:,} more", "special"))
     return [Paragraph(f"{title}: {text.length:,} tokens", "note"), Spans(tuple(pieces))]
+
+
+def _windows(tokens: Sequence[ShownToken]) -> list[tuple[int, int]]:
+    """Which tokens of an example are shown: the first ones; less of them, where what the loss reads comes later."""
+    first = next((place for place, token in enumerate(tokens) if token.target), 0)
+    if len(tokens) <= _MOST_TOKENS or first < _MOST_TOKENS - 20:
+        return [(0, min(len(tokens), _MOST_TOKENS))]
+    half = _MOST_TOKENS // 2
+    return [(0, half), (max(half, first - 20), min(len(tokens), first - 20 + half))]
 
 
 def _kind(token: ShownToken) -> str:
