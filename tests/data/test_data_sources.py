@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 
 from veneer.data import download, sources
+from veneer.data.choices import Notes
 from veneer.data.config import DataConfig
 from veneer.data.download import PublishedFile, fetch
+from veneer.data.entities import read_entities
 from veneer.data.prepare import prepare
 from veneer.data.sources import load_source
 from veneer.errors import ConfigError, DataError, MissingExtraError, SourceError
@@ -246,3 +248,17 @@ def test_a_hub_data_set_that_cannot_be_had(hub: dict[str, object], monkeypatch: 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SourceError, match=r"not in the cache and HF_HUB_OFFLINE is set"):
         load_source(DataConfig(source="owner/nothing"))
+
+
+def test_lists_of_class_labels_get_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B-per", "I-per"]))
+    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": tags})
+    rows = {"tokens": [["Ada", "Lovelace", "ran"], ["so"]], "ner_tags": [[1, 2, 0], [0]]}
+    found = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: found)
+    table = load_source(DataConfig(source="owner/entities")).table
+    notes = Notes()
+    entities = read_entities(table, notes)
+    assert [entities.names[tag] for tag in entities[0].tags] == ["B-per", "I-per", "O"]
+    assert (table.kinds["ner_tags"], notes.counts["entities"]) == ("list", 1)

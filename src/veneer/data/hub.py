@@ -5,6 +5,7 @@ It turns a hub data set into tables; it knows no task and no named source.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +71,11 @@ def _as_table(name: str, split: str, data: Any, class_names: bool) -> Table:
             cells = [named.get(cell) for cell in table.column(column).to_pylist()]
             table = table.set_column(place, column, pa.array(cells, pa.string()))
             kinds[column] = "string"
+        each = getattr(getattr(data.features[column], "feature", None), "names", None)
+        if class_names and each is not None:  # a list of class labels: the tags of words
+            lists = [None if cell is None else json.loads(cell) for cell in table.column(column).to_pylist()]
+            cells = [None if numbers is None else json.dumps([each[n] for n in numbers]) for numbers in lists]
+            table = table.set_column(place, column, pa.array(cells, pa.string()))
     return Table(Path(f"{name}[{split}]"), table, kinds)
 
 
