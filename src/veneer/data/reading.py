@@ -145,7 +145,8 @@ def text_or_file(given: str, what: str) -> tuple[str, Choice | None]:
             )
         return given, None
     try:
-        with Path(given).open(encoding="utf-8-sig", newline="") as file:  # line ends are characters of the text
+        # line ends are characters of the text
+        with Path(given).open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--{what} {given} can't be read as UTF-8 text ({error}).") from error
