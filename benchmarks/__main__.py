@@ -30,18 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sys.path.insert(0, str(ROOT / "src"))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from benchmarks.report import put_into, tables
+    from benchmarks.report import check_page, put_into, tables
     from benchmarks.workloads import default_names
 
     names = options.only.split(",") if options.only else default_names()
+    page = options.page or (
+        None if options.quick or options.only or options.steps else ROOT / "docs/performance.md"
+    )
+    if page is not None:
+        try:
+            check_page(page)  # before 25 minutes of measuring, not after
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
     results = run(names, options)
     print(tables(results))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
-    page = options.page or (
-        None if options.quick or options.only or options.steps else ROOT / "docs/performance.md"
-    )
     if page is not None and results.workloads:
         put_into(page, results)
         print(f"written into {page}")

@@ -8,22 +8,33 @@ from benchmarks.machine import Machine
 from benchmarks.results import Figure, Results, SideResult, WorkloadResult
 from benchmarks.switches import SWITCHES
 
-__all__ = ["BEGIN", "END", "put_into", "tables"]
+__all__ = ["BEGIN", "END", "check_page", "put_into", "tables"]
 
 BEGIN = "<!-- benchmark: begin; written by python -m benchmarks -->"
 END = "<!-- benchmark: end -->"
 _BEFORE = "ours without "
 
 
-def put_into(page: Path, results: Results) -> None:
-    """Replace what stands between the marks of `page`.
+def check_page(page: Path) -> str:
+    """The text of a page that has the two marks.
 
     Raises:
-        ValueError: the page does not have the two marks, once each and in order.
+        ValueError: it can't be read, or does not have the two marks, once each and in order.
     """
-    text = page.read_text(encoding="utf-8")
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"{page} can't be read ({error.strerror}); it needs the marks {BEGIN} and {END}"
+        ) from error
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{page} needs the marks {BEGIN} and {END}, once each and in this order")
+    return text
+
+
+def put_into(page: Path, results: Results) -> None:
+    """Replace what stands between the marks of `page`; see `check_page`."""
+    text = check_page(page)
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
     page.write_text(f"{head}{BEGIN}\n\n{tables(results)}\n{END}{tail}", encoding="utf-8")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.__main__ import main
 from benchmarks.machine import Machine
 from benchmarks.report import BEGIN, END, put_into, tables
 from benchmarks.results import Figure, Results, SideResult, WorkloadResult
@@ -96,6 +97,17 @@ def test_a_page_without_its_marks_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="needs the marks"):
         put_into(page, results())
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_page_that_is_not_there_is_named_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr("benchmarks.__main__.run", measured)
+    assert main(["--page", str(tmp_path / "no.md")]) == 2
+    assert "no.md" in capsys.readouterr().err
 
 
 def test_the_documentation_has_the_marks() -> None:
