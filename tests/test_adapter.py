@@ -112,6 +112,14 @@ def test_in_bf16_it_answers_nearly_the_same(trained: dict[str, Path], kind: str)
     torch.testing.assert_close(logits(adapted), expected, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("kind", POOLED)
+def test_in_bf16_padded_it_answers_nearly_the_same(trained: dict[str, Path], kind: str) -> None:
+    """transformers' own forward, whose pooler would meet states in bf16; the head runs it in fp32 on what is read."""
+    adapted = load(trained[kind], precision="bf16", mode="padded")
+    expected = logits(load(trained[kind], precision="fp32"))
+    torch.testing.assert_close(logits(adapted), expected, rtol=0, atol=0.05)
+
+
 def p_is_head(name: str) -> bool:
     return name.startswith(("classifier", "score"))
 

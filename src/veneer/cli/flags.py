@@ -273,8 +273,8 @@ TRAINING = (
     Flag(
         "precision",
         "precision",
-        Literal["auto", "fp32", "bf16"],
-        "Of the base: auto, fp32 or bf16 (auto).",
+        Literal["auto", "fp32", "bf16", "int8"],
+        "Of the base: auto, fp32, bf16; int8: not exact, says how far off (auto).",
         "Training",
         metavar="TYPE",
     ),
@@ -310,8 +310,8 @@ LOADING = (
     Flag(
         "precision",
         None,
-        Literal["auto", "fp32", "bf16"],
-        "Of the base: auto, fp32 or bf16 (auto).",
+        Literal["auto", "fp32", "bf16", "int8"],
+        "Of the base: auto, fp32, bf16; int8: not exact, says how far off (auto).",
         "Adapter",
         metavar="TYPE",
     ),

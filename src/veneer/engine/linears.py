@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from veneer.engine.frozen import FrozenLinear
 from veneer.lora.dora import Dora
+from veneer.lora.int8 import Int8Linear, Int8Weight
 from veneer.lora.layers import Layout, LoraLinear, layout_of
 
 __all__ = ["Joined", "LinearGroup", "Slot"]
@@ -46,7 +47,7 @@ class LinearGroup:
         self.slots = slots
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
-        self._frozen: dict[tuple[int, int] | None, FrozenLinear] = {}
+        self._frozen: dict[tuple[int, int] | None, FrozenLinear | Int8Weight] = {}
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -57,8 +58,10 @@ class LinearGroup:
         """Whether a call can run as a group now.
 
         It can with at most one active adapter a layer, of low rank (DoRA's is not), no dropout before it, frozen
-        weights below it, and nobody's hook on the layers.
+        weights below it (all of them in int8, or none), and nobody's hook on the layers.
         """
+        if len({isinstance(_base_of(layer), Int8Linear) for layer in self.layers}) > 1:
+            return False
         for layer in self.layers:
             base = _base_of(layer)
             if layout_of(base) not in (Layout.LINEAR, Layout.CONV1D) or any(_hooks(m) for m in (layer, base)):
@@ -107,8 +110,10 @@ class LinearGroup:
         shape = tuple(parts), tuple(factor.shape[0] for factor in factors[::2])
         return Joined(frozen, bias, A, B, shape, tuple(factors))
 
-    def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear:
+    def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear | Int8Weight:
         """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
+        if isinstance(bases[0], Int8Linear):
+            return self._frozen_int8(bases, columns)
         transposed = layout_of(bases[0]) is Layout.CONV1D
         if any(base.weight.requires_grad for base in bases):  # it may change without a trace
             weight = torch.cat([base.weight.detach() for base in bases], dim=1 if transposed else 0)
@@ -124,6 +129,29 @@ class LinearGroup:
                 weight = weight[:, columns] if transposed else weight[columns]
             self._frozen[key] = FrozenLinear(weight, transposed=transposed)
         return self._frozen[key]
+
+    def _frozen_int8(self, bases: Sequence[Int8Linear], columns: slice | None) -> Int8Weight:
+        """The same for weights that are held in int8."""
+        if _stamp([base.values for base in bases]) != self._stamp:
+            self._arrange_int8_(bases)
+        whole = self._frozen[None]
+        assert isinstance(whole, Int8Weight)
+        return whole if columns is None else whole.outputs(columns)
+
+    @torch.inference_mode(False)  # what a prediction arranges, training has to be able to use
+    @torch.no_grad()
+    def _arrange_int8_(self, bases: Sequence[Int8Linear]) -> None:
+        """`_arrange_` for weights in int8, whose outputs are rows in either layout."""
+        whole = bases[0].held
+        if len(bases) > 1:
+            whole = Int8Weight(
+                torch.cat([base.values for base in bases]), torch.cat([base.scale for base in bases])
+            )
+            parts = whole.values.split([base.out_features for base in bases])
+            for base, part in zip(bases, parts, strict=True):
+                base.values.data = part
+        self._block, self._frozen = None, {None: whole}
+        self._stamp = _stamp([base.values for base in bases])
 
     @torch.inference_mode(False)  # what a prediction arranges, training has to be able to use
     @torch.no_grad()
@@ -192,7 +220,7 @@ class Joined:
         factors: the adapters' own A_1, B_1, A_2, ...
     """
 
-    frozen: FrozenLinear
+    frozen: FrozenLinear | Int8Weight
     bias: Tensor | None
     A: Tensor | None
     B: Tensor | None

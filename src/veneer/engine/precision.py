@@ -1,6 +1,8 @@
 """In which dtype the frozen base computes: fp32, or bf16 where this machine multiplies faster in it.
 
 LoRA weights, the head and the optimiser are fp32 in any case. bf16 is not exact; the run says which was taken and why.
+int8, for bases that don't fit, holds the weights of the blocks in int8 and computes in one of the two; only who asks
+for it gets it.
 This file knows torch and no model.
 """
 
@@ -14,7 +16,8 @@ import torch
 
 __all__ = ["Precision", "PrecisionName", "choose_precision", "gemm_rate"]
 
-PrecisionName = Literal["auto", "fp32", "bf16"]
+PrecisionName = Literal["auto", "fp32", "bf16", "int8", "int8-fp32", "int8-bf16"]
+"""What can be asked for. "int8" computes in the faster of the two, the long names say which."""
 
 # bf16 has to be this much faster before it is worth its rounding.
 _WORTH = 1.3
@@ -25,23 +28,40 @@ class Precision:
     """The compute dtype of the frozen base, and why.
 
     Attributes:
-        name: "fp32" or "bf16".
+        name: "fp32", "bf16", or "int8".
         reason: in words for the user.
         gflops: measured GEMM rate by dtype name, GFLOP/s; empty where nothing was measured.
+        compute: what int8 computes in.
     """
 
-    name: Literal["fp32", "bf16"]
+    name: Literal["fp32", "bf16", "int8"]
     reason: str
     gflops: dict[str, float]
+    compute: Literal["fp32", "bf16"] = "fp32"
 
     @property
     def dtype(self) -> torch.dtype:
-        """torch's dtype of the name."""
-        return torch.bfloat16 if self.name == "bf16" else torch.float32
+        """torch's dtype of what is computed in."""
+        return torch.bfloat16 if "bf16" in (self.name, self.compute) else torch.float32
+
+    @property
+    def setting(self) -> PrecisionName:
+        """What to ask for to get the same without a measurement."""
+        if self.name != "int8":
+            return self.name
+        return "int8-bf16" if self.compute == "bf16" else "int8-fp32"
 
 
 def choose_precision(wanted: PrecisionName, device: torch.device, *, budget_s: float = 0.05) -> Precision:
     """The precision for `device`: as asked, or the faster one by a measurement of about `budget_s` seconds."""
+    if wanted == "int8":
+        found = choose_precision("auto", device, budget_s=budget_s)
+        compute: Literal["fp32", "bf16"] = "bf16" if found.name == "bf16" else "fp32"
+        return Precision("int8", f"asked for; computed in {compute}: {found.reason}", found.gflops, compute)
+    if wanted == "int8-bf16":
+        return Precision("int8", "asked for; computed in bf16", {}, "bf16")
+    if wanted == "int8-fp32":
+        return Precision("int8", "asked for; computed in fp32", {}, "fp32")
     if wanted != "auto":
         return Precision(wanted, "asked for", {})
     if device.type == "cuda":

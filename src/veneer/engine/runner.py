@@ -118,7 +118,7 @@ def backbone_of(model: nn.Module) -> nn.Module:
 def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
     """(T, C), with attention inside each text only and no padding anywhere."""
     positions = batch.position_ids + _position_offset(model)
-    with _implementation(model, interface.NAME), interface.running_packed(batch.layout):
+    with _implementation(model, interface.NAME), interface.running_packed(batch.layout), _no_pooler(model):
         out = backbone_of(model)(
             input_ids=batch.input_ids.unsqueeze(0),
             attention_mask=None,
@@ -138,7 +138,8 @@ def padded_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
     if batch.token_type_ids is not None:
         types = torch.zeros_like(ids)
         types[inside] = batch.token_type_ids
-    out = backbone_of(model)(input_ids=ids, attention_mask=inside.long(), **_extra(model, types))
+    with _no_pooler(model):
+        out = backbone_of(model)(input_ids=ids, attention_mask=inside.long(), **_extra(model, types))
     return out[0][inside]
 
 
@@ -182,6 +183,21 @@ def _implementation(model: nn.Module, name: str) -> Iterator[None]:
     finally:
         for config, old in before:
             config._attn_implementation_internal = old
+
+
+@contextmanager
+def _no_pooler(model: nn.Module) -> Iterator[None]:
+    """Leave a backbone's pooler out: the head runs it on the states that are read, and keeps it in float32."""
+    modules = backbone_of(model)._modules
+    pooler = modules.get("pooler")
+    if pooler is None:
+        yield
+        return
+    modules["pooler"] = nn.Identity()
+    try:
+        yield
+    finally:
+        modules["pooler"] = pooler
 
 
 def _drops(model: nn.Module) -> bool:

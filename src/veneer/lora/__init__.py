@@ -23,10 +23,12 @@ from veneer.lora.attach import (
 from veneer.lora.autograd import lora_linear
 from veneer.lora.config import LoraConfig
 from veneer.lora.counts import ParameterCount, count_parameters
+from veneer.lora.int8 import Int8Linear, Int8Weight
 from veneer.lora.layers import LoraEmbedding, LoraLinear
 from veneer.lora.merge import merge, merge_and_unload, merged_adapters, unmerge
 from veneer.lora.peft_format import TASK_TYPES, lora_config_from_peft, peft_config_dict
 from veneer.lora.peft_state import adapter_state_dict, load_adapter_state_dict
+from veneer.lora.quantize import held_in_int8, quantizable, quantize_
 from veneer.lora.resolution import PatternMatch, Resolution, Target
 from veneer.lora.swap import SavedModule
 from veneer.lora.targets import resolve_targets
@@ -36,6 +38,8 @@ __all__ = [
     "AttachReport",
     "CombineMethod",
     "Combined",
+    "Int8Linear",
+    "Int8Weight",
     "LoraConfig",
     "LoraEmbedding",
     "LoraLinear",
@@ -53,6 +57,7 @@ __all__ = [
     "count_parameters",
     "detach",
     "disabled",
+    "held_in_int8",
     "load_adapter_state_dict",
     "lora_config_from_peft",
     "lora_linear",
@@ -60,6 +65,8 @@ __all__ = [
     "merge_and_unload",
     "merged_adapters",
     "peft_config_dict",
+    "quantizable",
+    "quantize_",
     "resolve_targets",
     "set_active",
     "unmerge",

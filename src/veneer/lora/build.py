@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from veneer.errors import ConfigError
 from veneer.lora.config import LoraConfig
 from veneer.lora.dora import Dora, LayerAdapter
 from veneer.lora.init import init_embedding, init_linear, init_pissa
+from veneer.lora.int8 import Int8Linear
 from veneer.lora.layers import AdaptedLayer, Layout, LoraEmbedding, LoraLinear, wrap
 from veneer.lora.low_rank import LowRank, PrincipalLowRank, Settings, SlicedLowRank
 from veneer.lora.resolution import Resolution, Target
@@ -29,6 +31,7 @@ def build_adapter(
     modules = base_modules(model)
     layers: dict[str, AdaptedLayer] = {}
     pairs: dict[str, LayerAdapter] = {}
+    _check_int8(modules, resolution)
     for target in resolution.targets:
         place = model.get_submodule(target.name)
         layers[target.name] = (
@@ -88,6 +91,16 @@ def _new_pair(config: LoraConfig, target: Target, module: nn.Module, seed: int) 
     if config.is_pissa and target.layout is not Layout.EMBEDDING:
         return PrincipalLowRank(settings, A, B)
     return LowRank(settings, A, B)
+
+
+def _check_int8(modules: dict[str, nn.Module], resolution: Resolution) -> None:
+    """DoRA needs the norm of the whole weight at every step, so that int8 would save nothing."""
+    for target in resolution.targets:
+        if target.use_dora and isinstance(modules[target.name], Int8Linear):
+            raise ConfigError(
+                f"use_dora: {target.name} is held in int8, and DoRA needs the norm of its whole weight at every step. "
+                "Use bf16, or leave use_dora out."
+            )
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:

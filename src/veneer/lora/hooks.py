@@ -206,7 +206,8 @@ class _Add:
 
 def _new_pair(model: nn.Module, target: Target, seed: int) -> LowRank:
     """A and B in fp32 (fp64 for an fp64 base), on the device of the layer's weight."""
-    weight = model.get_parameter(f"{target.name}.weight")
+    weight = model.get_submodule(target.name).weight
+    assert isinstance(weight, Tensor)
     A, B = init_linear(True, target.r, target.in_features, target.out_features, seed=seed, name=target.name)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     settings = Settings(target.r, target.lora_alpha, target.scaling, 0.0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from veneer.lora.autograd import lora_linear, low_rank_product
 from veneer.lora.dora import Dora, LayerAdapter, dora_change, dora_linear
+from veneer.lora.int8 import Int8Linear
 
 __all__ = ["AdaptedLayer", "Layout", "LoraEmbedding", "LoraLinear", "layout_of", "wrap"]
 
@@ -28,6 +29,8 @@ class Layout(Enum):
 
     def sizes(self, layer: nn.Module) -> tuple[int, int]:
         """(n inputs, m outputs) of a layer of this kind; for an embedding (rows, width)."""
+        if isinstance(layer, Int8Linear):
+            return layer.in_features, layer.out_features
         rows, columns = cast(Tensor, layer.weight).shape
         return (columns, rows) if self is Layout.LINEAR else (rows, columns)
 
@@ -37,9 +40,11 @@ def layout_of(module: nn.Module) -> Layout | None:
 
     A subclass with a `forward` of its own is another function and has no layout, but an embedding that
     multiplies its rows by a scalar `embed_scale` has (Gemma 3, BART). Conv1D is known by its name, so that
-    this needs no import of transformers.
+    this needs no import of transformers. A layer held in int8 has the layout of the one that it stands for.
     """
     kind = type(module)
+    if isinstance(module, Int8Linear):
+        return Layout.CONV1D if module.transposed else Layout.LINEAR
     if any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in kind.__mro__):
         return Layout.CONV1D
     if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
@@ -100,7 +105,7 @@ class _Adapted(nn.Module):
 
 
 class LoraLinear(_Adapted):
-    """`base_layer(x)` plus the active adapters; `base_layer` is an nn.Linear or a Conv1D."""
+    """`base_layer(x)` plus the active adapters; `base_layer` is an nn.Linear, a Conv1D or either in int8."""
 
     @property
     def bias(self) -> Tensor | None:
@@ -201,7 +206,11 @@ def _is_dora(pair: LayerAdapter) -> bool:
 
 
 def _runs_as_written(base: nn.Module) -> bool:
-    """Whether calling `base` does nothing but its class's `forward`: no hooks, no forward of its own."""
+    """Whether calling `base` is one product with `base.weight`: no hooks, no forward of its own, not int8."""
     return not (
-        base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in vars(base)
+        isinstance(base, Int8Linear)
+        or base._forward_hooks
+        or base._forward_pre_hooks
+        or base._backward_hooks
+        or "forward" in vars(base)
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from veneer.errors import BaseError, ConfigError
 from veneer.lora.attach import check_together, set_active
+from veneer.lora.int8 import Int8Linear
 from veneer.lora.layers import AdaptedLayer
 from veneer.lora.state import ModelAdapters, put_, require_adapter, require_adapters, set_adapters_
 from veneer.lora.targets import base_modules
@@ -36,7 +37,8 @@ def merge(model: nn.Module, name: str | Sequence[str] | None = None, *, untie: b
 
     Raises:
         ConfigError: nothing to merge, an unknown name, or a model that is merged already.
-        BaseError: a shared weight without `untie`; a result that is not finite. Nothing is changed.
+        BaseError: a shared weight without `untie`; weights that are held in int8; a result that is not finite.
+            Nothing is changed.
     """
     state = require_adapters(model)
     if state.merged:
@@ -50,6 +52,7 @@ def merge(model: nn.Module, name: str | Sequence[str] | None = None, *, untie: b
         require_adapter(model, each)
     check_together(state, names)
     layers = {n: layer for each in names for n, layer in state.adapters[each].layers.items()}
+    _check_whole(layers)
     if not untie:
         _check_untied(model, layers)
     weights = {n: _merged_weight(n, layer, names) for n, layer in layers.items()}
@@ -129,6 +132,16 @@ def _merged_weight(layer_name: str, layer: AdaptedLayer, names: Sequence[str]) -
             "the base in float32."
         )
     return result
+
+
+def _check_whole(layers: dict[str, AdaptedLayer]) -> None:
+    """Refuse weights that were rounded to int8: the sum would have to be rounded again."""
+    held = [name for name, layer in layers.items() if isinstance(layer.base_layer, Int8Linear)]
+    if held:
+        raise BaseError(
+            f"{len(held)} of the adapted layers ({held[0]}, ...) are held in int8, and an adapter can't be merged into "
+            "rounded weights. Load the base in float32 and merge there (`veneer merge` does)."
+        )
 
 
 def _check_untied(model: nn.Module, layers: dict[str, AdaptedLayer]) -> None:

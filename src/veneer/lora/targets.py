@@ -137,7 +137,8 @@ def _rules(
         linear = {
             name
             for name, module in modules.items()
-            if name not in head and (isinstance(module, nn.Linear) or layout_of(module) is Layout.CONV1D)
+            if name not in head
+            and (isinstance(module, nn.Linear) or layout_of(module) in (Layout.LINEAR, Layout.CONV1D))
         }
         yield target, linear.__contains__
     elif isinstance(target, str):

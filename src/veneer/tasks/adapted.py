@@ -42,6 +42,7 @@ from veneer.tasks.base import Answer, Encoded, Input, Outputs, Task, TokenSequen
 from veneer.tasks.encoding import encode_texts
 from veneer.tasks.golden import replay
 from veneer.tasks.registry import kind_named, kind_of_peft, task_from_facts
+from veneer.tasks.rounded import round_base_
 
 if TYPE_CHECKING:
     from veneer.tasks.kind import Kind
@@ -276,12 +277,14 @@ def adapt(
 
     Raises:
         TargetError: `lora` matches nothing, or only in part.
+        ConfigError: `precision` is int8 and the adapter needs whole weights.
     """
     device = torch.device(device)
     if isinstance(precision, str):
         precision = choose_precision(precision, device)
     model = base.model
     report = attach(model, lora, seed=seed, strict=strict)
+    precision = round_base_(base, precision)
     runner = Runner.of(model, mode=mode)
     cast_frozen_(model, precision.dtype, keep=base.float32_modules)
     model.to(device)
@@ -341,7 +344,7 @@ def load(
     load_adapter_state_dict(adapted.model, folder.tensors)
     if verify and folder.facts is not None and folder.facts.golden is not None:
         replay(adapted, folder.facts.golden)
-    chosen = choose_precision(precision, adapted.device)
+    chosen = round_base_(found, choose_precision(precision, adapted.device))
     cast_frozen_(adapted.model, chosen.dtype, keep=found.float32_modules)
     return Adapted(
         found, adapted.runner, task, lora, adapted.report, adapted.max_length, chosen, facts=folder.facts

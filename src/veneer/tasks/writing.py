@@ -25,6 +25,7 @@ from veneer.models import Base, cast_frozen_, load_base
 from veneer.models.forms import HeadSpec
 from veneer.tasks.adapted import Adapted, load
 from veneer.tasks.prompting import Prompt, answer_ends, only_text, prompt_ids, text_ids, turns_of
+from veneer.tasks.rounded import round_base_
 from veneer.tasks.templates import Template, choose_template
 
 __all__ = ["Writer", "load_writer", "writer_of"]
@@ -174,11 +175,9 @@ def load_writer(
         raise UserMistake("name an adapter folder, or a base with --base.")
     place = choose_device(device)
     found = load_base(base, head=HeadSpec("causal"))
-    chosen = choose_precision(precision, place)
+    chosen = round_base_(found, choose_precision(precision, place))
+    found.model.requires_grad_(False)
     cast_frozen_(found.model, chosen.dtype)
-    for parameter in found.model.parameters():
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(chosen.dtype)
     found.model.to(place)
     return Writer(found, _template_of(found, chat=chat), chosen)
 

@@ -54,7 +54,9 @@ class TrainConfig(StrictModel):
                            earlier one was better by more than a standard error
     base_dropout           True turns on the base's own dropout, as PEFT does; slower, and no better for LoRA
     gradient_checkpointing  computes each block again in the backward pass: less memory, the same bits, slower
-    precision              dtype of the frozen base: "fp32", "bf16", or "auto": by a measurement
+    precision              dtype of the frozen base: "fp32", "bf16", or "auto": by a measurement; "int8" holds the
+                           weights of its blocks in int8, not exactly, and computes in bf16 or fp32 by a measurement
+                           ("int8-bf16" and "int8-fp32" say which)
     mode                   "packed", "padded", or "auto": packed where it is exact
     device                 "auto", "cpu", "cuda", "mps"
     seed                   decides the new weights, the order of the texts and the dropout
@@ -86,7 +88,7 @@ class TrainConfig(StrictModel):
     keep: Literal["auto", "best", "last"] = "auto"
     base_dropout: bool = False
     gradient_checkpointing: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8", "int8-fp32", "int8-bf16"] = "auto"
     mode: Literal["auto", "packed", "padded"] = "auto"
     device: str = "auto"
     seed: int = pydantic.Field(default=0, ge=0, lt=2**32)

@@ -24,6 +24,8 @@ import numpy as np
 from veneer.data.choices import counted
 from veneer.evaluation.wording import bytes_text, duration
 from veneer.files import cache_folder, write_text
+from veneer.lora import quantizable
+from veneer.lora.targets import base_modules
 from veneer.tasks.adapted import length_batches
 from veneer.training.config import TrainConfig
 from veneer.training.memory import available_bytes, peak_bytes, used_bytes
@@ -253,6 +255,7 @@ def _options(run: Run, weights: Weights, before: int, peak: int, available: int)
         found.append(option(settings, "the same training", _scaled(before, peak, size / whole)))
         if found[-1].fits:
             break
+    exact = any(each.fits for each in found)
     lengths = run.stores["train"].lengths
     for limit in (512, 256, 128, 64):
         if limit < int(lengths.max()):
@@ -266,4 +269,10 @@ def _options(run: Run, weights: Weights, before: int, peak: int, available: int)
         frozen = sum(p.nbytes for p in run.adapted.model.parameters() if not p.requires_grad)
         size = _scaled(before, peak, 0.5) - frozen // 2
         found.append(option({"precision": "bf16"}, "not exact: 8 bits of mantissa", size))
+    if not exact and not config.precision.startswith("int8"):
+        model, keep = run.adapted.model, run.adapted.base.float32_modules
+        modules = base_modules(model)
+        held = [modules[name].get_parameter("weight") for name in quantizable(model, keep=keep)]
+        saved = sum(weight.nbytes - weight.numel() for weight in held)
+        found.append(option({"precision": "int8"}, "not exact: weights in 255 steps; slower", peak - saved))
     return tuple(found)

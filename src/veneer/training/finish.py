@@ -250,7 +250,7 @@ def machine() -> str:
 def _exactness(run: Run) -> dict[str, str]:
     reasons: Mapping[str, str] = {choice.what: choice.reason for choice in run.choices}
     return {
-        "precision": run.config.precision,
+        "precision": run.adapted.precision.name,
         "precision_reason": reasons.get("precision", "asked for"),
         "mode": run.config.mode,
         "mode_reason": run.adapted.runner.reason,

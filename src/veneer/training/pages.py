@@ -170,11 +170,11 @@ def _flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 def _exactness(facts: Facts) -> tuple[str, ...]:
     told = facts.exactness
-    precision = (
-        "The frozen base computed in bf16 (rounded to 8 bits of mantissa), LoRA weights, head and optimiser in fp32"
-        if told["precision"] == "bf16"
-        else "Everything computed in fp32"
-    )
+    others = "LoRA weights, head and optimiser in fp32"
+    precision = {
+        "bf16": f"The frozen base computed in bf16 (rounded to 8 bits of mantissa), {others}",
+        "int8": f"The weights of the frozen base's blocks were held in int8 (one scale for each output), {others}",
+    }.get(told["precision"], "Everything computed in fp32")
     return (
         f"{precision}: {told['precision_reason']}.",
         f"Batches were {told['mode']}: {told['mode_reason']}.",

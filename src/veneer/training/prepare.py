@@ -10,10 +10,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from veneer.data.choices import Choice, counted
 from veneer.data.prepared import PreparedData
 from veneer.data.sources import Source
-from veneer.engine import choose_precision
+from veneer.engine import Precision, choose_precision
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import ConfigError
 from veneer.models import Base, load_base
@@ -110,18 +112,21 @@ def set_up(
     task = kind.make(making)
     choices += making.notes.choices
     warnings += making.notes.warnings
-    config = _resolved(config, kind, options, prepared, base, device, choices)
+    precision = choose_precision(config.precision, torch.device(device))
+    config = _resolved(config, kind, options, prepared, base, precision, choices)
     say("attaching the adapter")
     adapted = adapt(
         base,
         task,
         config.lora_config(),
         max_length=config.max_length,
-        precision=config.precision if config.precision != "auto" else "fp32",
+        precision=precision,
         mode=config.mode,
         device=device,
         seed=config.seed,
     )
+    if precision.name == "int8":
+        choices.append(Choice("precision", "int8", adapted.precision.reason))
     if config.gradient_checkpointing:
         adapted = replace(adapted, runner=adapted.runner.recomputing())
     config = config.replace(mode=adapted.runner.mode)
@@ -192,7 +197,7 @@ def _resolved(
     options: StrictModel,
     prepared: PreparedData,
     base: Base,
-    device: str,
+    precision: Precision,
     choices: list[Choice],
 ) -> TrainConfig:
     """The configuration with everything decided that was left to Veneer."""
@@ -203,12 +208,9 @@ def _resolved(
         changes["epochs"] = default_epochs(len(prepared.train))
         size = counted(len(prepared.train), "training text")
         choices.append(Choice("epochs", str(changes["epochs"]), f"enough for {size} without tuning"))
+    changes["precision"] = precision.setting
     if config.precision == "auto":
-        import torch
-
-        found = choose_precision("auto", torch.device(device))
-        changes["precision"] = found.name
-        choices.append(Choice("precision", found.name, found.reason))
+        choices.append(Choice("precision", precision.name, precision.reason))
     fitted = fit_lora(config.lora_config(), base.head, base.unread)
     if fitted.unread:
         reason = f"{base.pooling} pooling does not read it"
@@ -235,12 +237,13 @@ def _prefixes(
         choices.append(Choice("frozen prefix", "none", "it is kept for texts without token types only"))
         return {}
     say(f"computing the {start} frozen layers once")
+    rounded = " int8" if adapted.precision.name == "int8" else ""  # other states than the exact base's
     found = {
         name: build_prefix(
             program,
             store,
             start,
-            base_hash=adapted.base.content_hash,
+            base_hash=adapted.base.content_hash + rounded,
             dtype=adapted.precision.dtype,
             device=adapted.device,
             causal=adapted.base.causal,

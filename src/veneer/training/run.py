@@ -248,11 +248,11 @@ def _accelerator(config: TrainConfig, logs: Path) -> Any:
 
 def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:
     """The same for every process: what each would measure for itself is measured by the first."""
-    if accelerator.num_processes == 1 or config.precision != "auto":
+    if accelerator.num_processes == 1 or config.precision not in ("auto", "int8"):
         return config
     from accelerate.utils import broadcast_object_list
 
-    found: list[str] = [choose_precision("auto", accelerator.device).name]
+    found: list[str] = [choose_precision(config.precision, accelerator.device).setting]
     return config.replace(precision=broadcast_object_list(found)[0])
 
 
