@@ -89,7 +89,9 @@ def test_auto_never_takes_int8() -> None:
     assert TrainConfig.parse({"data": {"source": "x.csv"}}).precision == "auto"
 
 
-def test_a_dry_run_offers_it_where_nothing_exact_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_offers_it_where_nothing_exact_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("veneer.training.estimate.available_bytes", lambda _: 1)
     options = {option.flags: option for option in estimate(config(tmp_path)).options}
     assert "not exact" in options["--precision int8"].effect
