@@ -250,6 +250,6 @@ def print_entities(entities: Sequence[Mapping[str, Any]], text: str) -> None:
 
 def cell(value: Any) -> Any:
     """A value of an answer as a cell."""
-    from veneer.tasks.answering import as_cell
+    from veneer.tasks.row_files import as_cell
 
     return as_cell(value)

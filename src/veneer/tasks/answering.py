@@ -9,24 +9,24 @@ terminal.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from veneer.data.reading import read_inputs
 from veneer.errors import DataError, UserMistake
 from veneer.files import replacing_file
 from veneer.tasks.base import Answer, Input
 from veneer.tasks.kind import InputStream
+from veneer.tasks.row_files import free_name, row_writer
 
 if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
 
-__all__ = ["Answered", "answer_file", "answer_texts", "as_cell", "check_out", "open_inputs", "read_lines"]
+__all__ = ["Answered", "answer_file", "answer_texts", "check_out", "open_inputs", "read_lines"]
 
 CHUNK = 1024
 """Texts that are in memory at a time."""
@@ -124,10 +124,10 @@ def answer_file(
     check_out(out, overwrite=overwrite)
     stream = open_inputs(adapted, source, columns or {})
     added = [*adapted.task.answer_keys, *(f"probability_{label}" for label in all_probabilities)]
-    names = {key: _free_name(key, stream.columns) for key in added}
+    names = {key: free_name(key, stream.columns) for key in added}
     rows = empty = 0
     with replacing_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
-        put = _rows_to(file, out.suffix.lower(), stream, names)
+        put = row_writer(file, out.suffix.lower(), stream.columns, stream.kinds, tuple(names.values()))
         for row, given, answer in answer_texts(adapted, stream):
             found = _columns(answer, adapted.task.answer_keys, all_probabilities)
             put(row, {names[key]: value for key, value in found.items()})
@@ -143,52 +143,6 @@ def _columns(answer: Answer, keys: Sequence[str], labels: Sequence[str]) -> dict
     return {key: answer[key] for key in keys} | {
         f"probability_{label}": chances.get(label) for label in labels
     }
-
-
-def _free_name(name: str, taken: Sequence[str]) -> str:
-    """The name, with "predicted_" before it where the file has such a column already."""
-    while name in taken:
-        name = f"predicted_{name}"
-    return name
-
-
-def _rows_to(
-    file: IO[str], suffix: str, stream: InputStream, names: Mapping[str, str]
-) -> Callable[[dict[str, Any], dict[str, Any]], None]:
-    """A function that writes a row and its answer; a table's header is written at once."""
-    if suffix == ".jsonl":
-
-        def put_json(row: dict[str, Any], answer: dict[str, Any]) -> None:
-            values = {name: _value(row[name], stream.kinds.get(name, "text")) for name in stream.columns}
-            file.write(json.dumps(values | answer, ensure_ascii=False) + "\n")
-
-        return put_json
-    table = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-    table.writerow([*stream.columns, *names.values()])
-
-    def put(row: dict[str, Any], answer: dict[str, Any]) -> None:
-        table.writerow([*(row[name] for name in stream.columns), *map(as_cell, answer.values())])
-
-    return put
-
-
-def as_cell(value: Any) -> Any:
-    """A value of an answer as a cell of a table: several with | between them, what is nested as JSON."""
-    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, list):
-        return "|".join(map(str, value))
-    return "" if value is None else value
-
-
-def _value(cell: Any, kind: str) -> Any:
-    """A cell as it was in a file of JSON or parquet, where it was more than text."""
-    if not isinstance(cell, str) or kind not in ("int", "float", "bool", "list", "object"):
-        return cell
-    try:
-        return json.loads(cell)
-    except ValueError:
-        return cell
 
 
 def read_lines(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
-__all__ = ["PutRow", "free_name", "row_writer"]
+__all__ = ["PutRow", "as_cell", "free_name", "row_writer"]
 
 PutRow = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
 
@@ -41,12 +41,15 @@ def row_writer(
     table.writerow([*columns, *added])
 
     def put(row: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-        table.writerow([*(row[name] for name in columns), *(_cell(more[name]) for name in added)])
+        table.writerow([*(row[name] for name in columns), *(as_cell(more[name]) for name in added)])
 
     return put
 
 
-def _cell(value: Any) -> Any:
+def as_cell(value: Any) -> Any:
+    """A value of an answer as a cell of a table: several with | between them, what is nested as JSON."""
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return "|".join(map(str, value))
     return "" if value is None else value
