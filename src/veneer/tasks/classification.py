@@ -25,19 +25,14 @@ from veneer.engine.packing import Layout
 from veneer.evaluation.metrics import classification_metrics, multilabel_metrics
 from veneer.evaluation.scores import Metrics
 from veneer.models.forms import HeadSpec, sequence_head
-from veneer.models.heads import Pooling, head_logits
+from veneer.models.heads import Pooling
 from veneer.tasks import classification_pages as written
-from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreForm, Targets, dense
+from veneer.tasks.base import Answer, Decided, Encoded, Outputs, ScoreForm, Targets, dense
 from veneer.tasks.kind import Headline, Kind, Labelled, Making
 from veneer.tasks.labelled import labelled_rows
+from veneer.tasks.pooled import PooledTexts
 from veneer.tasks.pooling import head_outputs, pool
 from veneer.tasks.texts import (
-    PAIR,
-    TEXT,
-    encode_given,
-    encode_split,
-    given_of,
-    lengths_of,
     note_join,
     shown_text,
 )
@@ -51,7 +46,7 @@ ClassWeights = Literal["none", "balanced"]
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(PooledTexts):
     """The task's own facts.
 
     Attributes:
@@ -84,30 +79,9 @@ class Classification:
         return sequence_head(self.labels, multi_label=self.multi_label)
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """A text, or two."""
-        return PAIR if self.pair else TEXT
-
-    @property
     def answer_keys(self) -> tuple[str, ...]:
         """Of an answer; "probabilities" is no column of a file."""
         return ("labels",) if self.multi_label else ("label", "probability")
-
-    def encode(self, rows: Any, tokenizer: Any, max_length: int) -> Encoded:
-        """The texts of a split, with their labels."""
-        return encode_split(rows, tokenizer, max_length)
-
-    def encode_inputs(self, inputs: Sequence[Input], tokenizer: Any, max_length: int) -> Encoded:
-        """Texts or pairs of them."""
-        return encode_given(inputs, self.inputs, tokenizer, max_length)
-
-    def inputs_of(self, rows: Any, places: Sequence[int]) -> list[Input]:
-        """The texts of some rows."""
-        return given_of(rows, places)
-
-    def full_lengths(self, rows: Any, tokenizer: Any) -> NDArray[np.int32]:
-        """(N,) tokens before any cut."""
-        return lengths_of(rows, tokenizer)
 
     def shown(self, rows: Any, place: int, tokenizer: Any, max_length: int) -> PreviewText:
         """A row token by token, with its labels."""
@@ -118,24 +92,6 @@ class Classification:
     def collate(self, targets: Targets) -> Tensor:
         """(B,) int64 label numbers, or (B, K) float32 zeros and ones."""
         return torch.from_numpy(np.ascontiguousarray(targets, np.float32 if self.multi_label else np.int64))
-
-    def units(self, targets: Targets) -> int:
-        """B."""
-        return len(targets)
-
-    def reads(self, layout: Layout, targets: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
-        """(B,) one token of each text; None for the mean, which reads them all."""
-        return {"first": layout.first, "last": layout.last, "mean": None}[self.pooling]
-
-    def outputs(
-        self,
-        model: nn.Module,
-        states: Tensor,
-        layout: Layout,
-        targets: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """(B, K) logits, float32."""
-        return head_logits(model, pool(states, layout, self.pooling), self.pooling)
 
     def loss(self, outputs: Tensor, targets: Tensor, layout: Layout | None = None) -> Tensor:  # noqa: ARG002
         """Cross-entropy over K labels, or the mean binary cross-entropy of each; a mean over the texts.

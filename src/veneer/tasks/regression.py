@@ -10,7 +10,7 @@ Shapes: N or B texts, T tokens, C hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,19 +30,13 @@ from veneer.evaluation.regression import regression_metrics
 from veneer.evaluation.scores import Metrics
 from veneer.lora import adapter_parameters
 from veneer.models.forms import HeadSpec
-from veneer.models.heads import Pooling, head_logits
+from veneer.models.heads import Pooling
 from veneer.tasks import regression_pages as written
-from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreForm, Targets, dense
+from veneer.tasks.base import Answer, Decided, Encoded, Outputs, ScoreForm, Targets, dense
 from veneer.tasks.kind import Headline, Kind, Labelled, Making
 from veneer.tasks.labelled import labelled_rows
-from veneer.tasks.pooling import pool
+from veneer.tasks.pooled import PooledTexts
 from veneer.tasks.texts import (
-    PAIR,
-    TEXT,
-    encode_given,
-    encode_split,
-    given_of,
-    lengths_of,
     note_join,
     shown_text,
 )
@@ -57,7 +51,7 @@ _DIGITS = 6  # of an answer, that say something in float32
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(PooledTexts):
     """The task's own facts.
 
     Attributes:
@@ -76,27 +70,6 @@ class Regression:
     answer_keys: tuple[str, ...] = field(default=("value",), init=False)
     deciding: ScoreForm = field(default=ScoreForm("r2", "Variance explained"), init=False)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """A text, or two."""
-        return PAIR if self.pair else TEXT
-
-    def encode(self, rows: Any, tokenizer: Any, max_length: int) -> Encoded:
-        """The texts of a split, with their numbers."""
-        return encode_split(rows, tokenizer, max_length)
-
-    def encode_inputs(self, inputs: Sequence[Input], tokenizer: Any, max_length: int) -> Encoded:
-        """Texts or pairs of them."""
-        return encode_given(inputs, self.inputs, tokenizer, max_length)
-
-    def inputs_of(self, rows: Any, places: Sequence[int]) -> list[Input]:
-        """The texts of some rows."""
-        return given_of(rows, places)
-
-    def full_lengths(self, rows: Any, tokenizer: Any) -> NDArray[np.int32]:
-        """(N,) tokens before any cut."""
-        return lengths_of(rows, tokenizer)
-
     def shown(self, rows: Any, place: int, tokenizer: Any, max_length: int) -> PreviewText:
         """A row token by token, with its number."""
         return shown_text(rows, place, (f"{rows.labels[place]:g}",), tokenizer, max_length)
@@ -105,24 +78,6 @@ class Regression:
         """(B,) float32 numbers, standardised."""
         assert isinstance(targets, np.ndarray)  # one for each text
         return torch.from_numpy(((targets - self.mean) / self.scale).astype(np.float32))
-
-    def units(self, targets: Targets) -> int:
-        """B."""
-        return len(targets)
-
-    def reads(self, layout: Layout, targets: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
-        """(B,) one token of each text; None for the mean, which reads them all."""
-        return {"first": layout.first, "last": layout.last, "mean": None}[self.pooling]
-
-    def outputs(
-        self,
-        model: nn.Module,
-        states: Tensor,
-        layout: Layout,
-        targets: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """(B, 1) float32."""
-        return head_logits(model, pool(states, layout, self.pooling), self.pooling)
 
     def loss(self, outputs: Tensor, targets: Tensor, layout: Layout | None = None) -> Tensor:  # noqa: ARG002
         """Mean squared error of the standardised numbers, as transformers' own classes compute it."""
