@@ -320,7 +320,15 @@ from veneer.training import pages
 pages.report_html = lambda _: ("<html></html>", {})
 from veneer.training.config import TrainConfig
 from veneer.training.run import train
-train(TrainConfig.from_yaml(Path(sys.argv[2])), out=sys.argv[3])
+
+def alive():
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+try:
+    train(TrainConfig.from_yaml(Path(sys.argv[2])), out=sys.argv[3])
+finally:
+    assert not alive(), f"threads that would outlive Python: {alive()}"
 """
 
 

@@ -10,7 +10,9 @@ This file joins the parts; each part is in its own file.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -225,6 +227,11 @@ def _evaluation(run: Run) -> dict[str, Any]:
 
 def _accelerator(config: TrainConfig, logs: Path) -> Any:
     from accelerate import Accelerator
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Its functions have the process group of the moment as a default argument. Imported after the group is there
+        # (anything may), they keep it for ever, and its threads then crash in the shutdown of Python, now and then.
+        importlib.import_module("torch.distributed.nn.functional")
 
     try:
         accelerator = Accelerator(
