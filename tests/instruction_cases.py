@@ -11,7 +11,7 @@ import transformers
 
 from reference.causal import CAUSAL, byte_tokenizer
 
-__all__ = ["ROWS", "instruction_file", "writing_base"]
+__all__ = ["CHATML", "REASONING", "ROWS", "chat_tokenizer", "instruction_file", "writing_base"]
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": f"{verb} {thing}.", "input": about, "output": answer}
@@ -61,3 +61,23 @@ def writing_base(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REASONING = (  # as Qwen3: the last answer has its thoughts, earlier ones have not
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def chat_tokenizer(template: str = CHATML) -> Any:
+    """Bytes, with ChatML's two marks, the second of which is the end."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
+    tokenizer.chat_template = template
+    return tokenizer

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from bases import tiny_bert
-from instruction_cases import ROWS, instruction_file, writing_base
+from instruction_cases import REASONING, ROWS, chat_tokenizer, instruction_file, writing_base
 from reference.causal import CHAT_TEMPLATE, byte_tokenizer
 from veneer.data.config import DataConfig
 from veneer.data.ragged import Ragged
@@ -30,6 +30,7 @@ from veneer.tasks.encoding import TokenLists
 from veneer.tasks.instruction_data import InstructionOptions, claims, labelled, prepare
 from veneer.tasks.instructions import KIND, Instructions
 from veneer.tasks.kind import Making
+from veneer.tasks.previewing import preview_source
 from veneer.tasks.rendered import NOT_READ
 from veneer.tasks.templates import ALPACA, Template
 
@@ -252,6 +253,63 @@ def test_the_text_of_a_special_token_is_warned_of(tmp_path: Path) -> None:
     assert found.warnings[0].startswith("3 rows of train with the text of a special token")
     clean = prepared(instruction_file(tmp_path / "clean.json", 3)).train
     assert Instructions(Template("alpaca", ALPACA)).encode(clean, tokenizer, 512).warnings == ()
+
+
+def chats(path: Path) -> Path:
+    """Two conversations of two answers each, and one of a single answer."""
+    asked, more = {"role": "user", "content": "A colour?"}, {"role": "user", "content": "Another"}
+    rows = [
+        {
+            "messages": [
+                asked,
+                {"role": "assistant", "content": "Red"},
+                more,
+                {"role": "assistant", "content": b},
+            ]
+        }
+        for b in ("Blue", "Grey")
+    ]
+    rows.append({"messages": [asked, {"role": "assistant", "content": "White"}]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_answers_that_the_template_rewrites_are_learnt_in_copies_which_is_said(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(REASONING)
+    rows = prepared(chats(tmp_path / "chats.jsonl")).train
+    task = Instructions(Template("base", REASONING), "messages")
+    found = task.encode(rows, tokenizer, 512)
+    assert (len(found), found.examples) == (5, 3)
+    (said,) = found.warnings
+    assert said.startswith(
+        "2 conversations of train with answers that the template writes otherwise once another"
+    )
+    assert said.endswith("in a copy of its conversation up to there: 4 texts for 2 conversations.")
+    told = [tokenizer.decode([t for t in found.targets[place] if t != NOT_READ]) for place in range(5)]  # type: ignore[index]
+    thoughts, end = "<think>\n\n</think>\n\n", "<|im_end|>"
+    assert sorted(told) == sorted(
+        f"{thoughts}{answer}{end}" for answer in ("Red", "Red", "Blue", "Grey", "White")
+    )
+    again = task.encode_inputs(task.inputs_of(rows, range(3)), tokenizer, 512)
+    assert [again[place].tolist() for place in range(5)] == [found[place].tolist() for place in range(5)]
+    shown = task.shown(rows, 0, tokenizer, 512)
+    assert shown.labels[0].endswith("tokens in the loss" if rows[0].answer == "White" else "in 2 copies")
+    lengths = task.full_lengths(rows, tokenizer)
+    assert lengths.tolist() == [max(found.lengths[found.example == place]) for place in range(3)]
+
+
+def test_the_preview_says_what_training_would_say(tmp_path: Path) -> None:
+    base = writing_base(tmp_path / "base")
+    chat_tokenizer(REASONING).save_pretrained(base)
+    rows = chats(tmp_path / "chats.jsonl")
+    whole = {"source": str(rows), "validation_fraction": 0, "test_fraction": 0}
+    seen = preview_source(DataConfig.parse(whole), str(base)).preview
+    assert [one for one in seen.warnings if one.startswith("2 conversations of train with answers that")]
+    short = preview_source(
+        DataConfig.parse(whole), str(base), max_length=20, options={"cut": "right"}
+    ).preview
+    assert [one for one in short.warnings if one.startswith("Training would stop here: ")]
+    assert short.examples
 
 
 def test_texts_become_blocks_in_which_every_token_is_foretold_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from instruction_cases import CHATML, REASONING, chat_tokenizer
 from reference.causal import CHAT_TEMPLATE, byte_tokenizer
 from veneer.data.conversations import Conversation, Turn
 from veneer.errors import ConfigError, DataError
@@ -26,24 +27,6 @@ TWO = Conversation(
         Turn("assistant", "Blue"),
     )
 )
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-REASONING = (  # as Qwen3: the last answer has its thoughts, earlier ones have not
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-    "{{ m.content + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def chat_tokenizer(template: str = CHATML) -> Any:
-    """Bytes, with ChatML's two marks, the second of which is the end."""
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def merging_tokenizer() -> Any:
@@ -65,7 +48,7 @@ def _read_text(one: Rendered, tokenizer: Any) -> str:
 
 def test_alpacas_layout() -> None:
     tokenizer = byte_tokenizer()
-    one = Renderer(Template("alpaca", ALPACA), tokenizer).conversations([ONE], "answer")[0]
+    one = Renderer(Template("alpaca", ALPACA), tokenizer).conversations([ONE], "answer")[0].parts[-1]
     assert tokenizer.decode(one.ids) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nName a colour.\n\n### Response:\nRed.<|end|>"
@@ -76,7 +59,11 @@ def test_alpacas_layout() -> None:
 def test_alpacas_layout_with_an_input() -> None:
     tokenizer = byte_tokenizer()
     turns = (Turn("user", "Correct it.", "He go."), Turn("assistant", "He goes."))
-    one = Renderer(Template("alpaca", ALPACA), tokenizer).conversations([Conversation(turns)], "answer")[0]
+    one = (
+        Renderer(Template("alpaca", ALPACA), tokenizer)
+        .conversations([Conversation(turns)], "answer")[0]
+        .parts[-1]
+    )
     assert tokenizer.decode(one.ids) == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nCorrect it.\n\n### Input:\nHe go.\n\n"
@@ -89,7 +76,7 @@ def test_the_bases_own_template_gives_transformers_tokens(template: str) -> None
     tokenizer = chat_tokenizer(template.replace("<|end|>", "<|im_end|>"))
     renderer = Renderer(choose_template("auto", tokenizer, "b")[0], tokenizer)
     for conversation, answers in ((ONE, "Red.<|im_end|>"), (TWO, "Red.<|im_end|>Blue<|im_end|>")):
-        one = renderer.conversations([conversation], "answer")[0]
+        one = renderer.conversations([conversation], "answer")[0].parts[-1]
         messages = [{"role": t.role, "content": t.content} for t in conversation.turns]
         whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
         assert one.ids == whole[: len(one.ids)]
@@ -109,12 +96,58 @@ def test_an_input_is_joined_where_the_template_has_no_place_for_it() -> None:
     assert pieces[0].text == "<|im_start|>user\nCorrect it.\n\nHe go.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_template_that_writes_earlier_answers_otherwise_teaches_the_last_one() -> None:
+@pytest.mark.parametrize("loss", ["answer", "all"])
+def test_a_template_that_writes_earlier_answers_otherwise_teaches_each_as_it_is_asked(loss: Any) -> None:
     tokenizer = chat_tokenizer(REASONING)
     renderer = Renderer(Template("base", REASONING), tokenizer)
-    one = renderer.conversations([TWO], "answer")[0]
-    assert _read_text(one, tokenizer) == "<think>\n\n</think>\n\nBlue<|im_end|>"
-    assert renderer.prompts([TWO.asked])[0] == one.ids[: len(renderer.prompts([TWO.asked])[0])]
+    found = renderer.conversations([TWO, ONE], loss)
+    assert [(len(one.parts), one.unread) for one in found] == [(2, 0), (1, 0)]
+    thoughts = "<think>\n\n</think>\n\n"
+    messages = [{"role": t.role, "content": t.content} for t in TWO.turns]
+    for part, until, answer in zip(found[0].parts, (3, 5), ("Red.", "Blue"), strict=True):
+        whole = tokenizer.apply_chat_template(messages[:until], return_dict=True)["input_ids"]
+        assert part.ids == whole[: len(part.ids)]
+        asked = tokenizer.apply_chat_template(
+            messages[: until - 1], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        assert renderer.prompts([TWO.turns[: until - 1]]) == [asked]
+        assert part.ids[: len(asked)] == asked
+        expected = f"{thoughts}{answer}<|im_end|>"
+        if loss == "all" and until == 5:  # the whole text, once
+            assert part.read == [False] + [True] * (len(part.ids) - 1)
+        else:
+            assert _read_text(part, tokenizer) == expected
+
+
+def test_answers_that_stay_as_they_are_are_learnt_in_one_copy() -> None:
+    """Two answers before the last user's turn; thoughts behind it alone, as Qwen3 has them."""
+    template = REASONING.replace("loop.last", "m.content.startswith('T')")
+    keeps = Renderer(Template("base", template), chat_tokenizer(template))
+    assert len(keeps.conversations([TWO], "answer")[0].parts) == 1
+    turns = [ASKED, Turn("assistant", "A"), ASKED, Turn("assistant", "B"), ASKED, Turn("assistant", "C")]
+    only = (  # the first answer is written otherwise once two more follow
+        "{% for m in messages %}{{ m.role + ':' + m.content }}"
+        "{% if loop.index0 == 1 and messages | length > 4 %}{{ '(old)' }}{% endif %}"
+        "{{ '<|im_end|>' if m.role == 'assistant' else '' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = chat_tokenizer(only)
+    found = Renderer(Template("base", only), tokenizer).conversations([Conversation(tuple(turns))], "answer")[
+        0
+    ]
+    assert [_read_text(part, tokenizer) for part in found.parts] == ["A<|im_end|>B<|im_end|>", "C<|im_end|>"]
+
+
+def test_answers_that_can_t_be_told_apart_are_counted() -> None:
+    hiding = (  # a prompt with an answer before it says so, an answer that is the last one does not
+        "{{ 'first:' if add_generation_prompt and messages | length == 2 else '' }}"
+        "{% for m in messages %}{{ m.role + ':' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = chat_tokenizer(hiding)
+    found = Renderer(Template("base", hiding), tokenizer).conversations([TWO], "answer")[0]
+    assert (len(found.parts), found.unread) == (1, 1)
+    assert _read_text(found.parts[0], tokenizer) == "Blue<|im_end|>"
 
 
 def test_a_template_that_hides_the_border_is_refused() -> None:
@@ -133,7 +166,7 @@ def test_tokens_never_merge_across_the_border() -> None:
     tokenizer = merging_tokenizer()
     renderer = Renderer(Template("alpaca", ALPACA), tokenizer)
     merged = Conversation((ASKED, Turn("assistant", "x!")))
-    one = renderer.conversations([merged], "answer")[0]
+    one = renderer.conversations([merged], "answer")[0].parts[-1]
     asked = renderer.prompts([merged.asked])[0]
     assert one.ids[: len(asked)] == asked
     assert _read_text(one, tokenizer) == "x!</s>"
@@ -145,20 +178,20 @@ def test_the_tokenizers_marks_stand_before_alpaca_and_texts_and_not_twice_before
     tokenizer = merging_tokenizer()
     begin = tokenizer.bos_token_id
     alpaca = Renderer(Template("alpaca", ALPACA), tokenizer)
-    assert alpaca.conversations([ONE], "answer")[0].ids.count(begin) == 1
+    assert alpaca.conversations([ONE], "answer")[0].parts[-1].ids.count(begin) == 1
     assert alpaca.texts(["abc"])[0].ids == [
         begin,
         *tokenizer("abc", add_special_tokens=False)["input_ids"],
         tokenizer.eos_token_id,
     ]
     own = Template("base", "{{ bos_token }}" + CHAT_TEMPLATE.replace("<|end|>", "</s>"))
-    assert Renderer(own, tokenizer).conversations([ONE], "answer")[0].ids.count(begin) == 1
+    assert Renderer(own, tokenizer).conversations([ONE], "answer")[0].parts[-1].ids.count(begin) == 1
 
 
 def test_no_template_joins_prompt_and_answer() -> None:
     tokenizer = byte_tokenizer()
     renderer = Renderer(Template("none"), tokenizer)
-    one = renderer.conversations([ONE], "answer")[0]
+    one = renderer.conversations([ONE], "answer")[0].parts[-1]
     assert tokenizer.decode(one.ids) == "Name a colour.Red.<|end|>"
     assert _read_text(one, tokenizer) == "Red.<|end|>"
     with pytest.raises(ValueError, match="several turns needs a template"):
@@ -168,13 +201,13 @@ def test_no_template_joins_prompt_and_answer() -> None:
 def test_an_answer_without_an_end_in_the_template_gets_the_end_of_text() -> None:
     tokenizer = byte_tokenizer()
     endless = CHAT_TEMPLATE.replace("'<|end|>' if m.role == 'assistant' else ''", "'.\n'")
-    one = Renderer(Template("given", endless), tokenizer).conversations([ONE], "answer")[0]
+    one = Renderer(Template("given", endless), tokenizer).conversations([ONE], "answer")[0].parts[-1]
     assert _read_text(one, tokenizer) == "Red..\n<|end|>"
 
 
 def test_the_whole_text_as_loss() -> None:
     tokenizer = byte_tokenizer()
-    one = Renderer(Template("none"), tokenizer).conversations([ONE], "all")[0]
+    one = Renderer(Template("none"), tokenizer).conversations([ONE], "all")[0].parts[-1]
     assert one.read == [False] + [True] * (len(one.ids) - 1)
     text = Renderer(Template("none"), tokenizer).texts(["hello"])[0]
     assert (text.read, text.ids[-1]) == ([False] + [True] * 5, tokenizer.eos_token_id)

@@ -17,7 +17,7 @@ from veneer.data.choices import Choice
 from veneer.data.prepared import PreparedData
 from veneer.data.tokens import LengthStats, length_stats
 
-__all__ = ["Preview", "PreviewText", "ShowTokens", "ShownToken", "preview", "varied"]
+__all__ = ["Preview", "PreviewText", "ShowTokens", "ShownToken", "measured_rows", "preview", "varied"]
 
 MOST_TEXTS = 20_000
 """Lengths are measured on at most so many texts of each split, taken evenly."""
@@ -102,7 +102,7 @@ def preview(
     lengths: dict[str, NDArray[np.int32]] = {}
     places: dict[str, NDArray[np.int64]] = {}
     for split in prepared.splits:
-        places[split.name] = _evenly(len(split), MOST_TEXTS)
+        places[split.name] = measured_rows(len(split))
         rows = split.select(places[split.name])
         lengths[split.name] = lengths_of(rows) if len(rows) else np.zeros(0, np.int32)
     limit = max_length if max_length is not None else np.iinfo(np.int32).max
@@ -123,8 +123,11 @@ def preview(
     )
 
 
-def _evenly(n: int, most: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)) if n else np.zeros(0, np.int64)
+def measured_rows(n: int) -> NDArray[np.int64]:
+    """Places of the rows of a split of n that a preview measures: at most `MOST_TEXTS`, spread evenly."""
+    return (
+        np.unique(np.linspace(0, n - 1, min(n, MOST_TEXTS)).astype(np.int64)) if n else np.zeros(0, np.int64)
+    )
 
 
 def _histogram(lengths: NDArray[np.int32], bins: int = 12) -> tuple[tuple[int, int], ...]:

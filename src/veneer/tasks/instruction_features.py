@@ -18,7 +18,7 @@ from veneer.data.ragged import Ragged
 from veneer.data.tokens import TokenStore
 from veneer.errors import ConfigError, DataError
 from veneer.tasks.base import Encoded
-from veneer.tasks.rendered import NOT_READ, Cut, Rendered, next_labels
+from veneer.tasks.rendered import NOT_READ, Cut, Rendering, next_labels
 
 __all__ = ["Details", "Features"]
 
@@ -57,23 +57,31 @@ class Features:
         self.examples = self.cut = self.longest = 0
         self.lost: list[int] = []
         self.with_specials = 0
+        self.in_copies = self.copies = self.partly = self.unread = 0
 
-    def add(self, one: Rendered, row: int) -> None:
+    def add(self, one: Rendering, row: int) -> None:
         """An example; `row` is its number for people."""
-        self.longest = max(self.longest, len(one.ids))
+        self.longest = max(self.longest, *(len(part.ids) for part in one.parts))
+        self.unread += one.unread
+        self.partly += one.unread > 0
+        if len(one.parts) > 1:
+            self.in_copies += 1
+            self.copies += len(one.parts)
         if self.in_blocks:
-            kept = one.blocks(self.max_length)
+            (text,) = one.parts
+            kept = [(part, len(part.ids)) for part in text.blocks(self.max_length)]
         else:
-            kept = [one.cut(self.max_length, self.side)]
-            self.cut += len(one.ids) > self.max_length
-        if not any(any(part.read) for part in kept):
+            kept = [(part.cut(self.max_length, self.side), len(part.ids)) for part in one.parts]
+            self.cut += any(len(part.ids) > self.max_length for part in one.parts)
+        kept = [(part, full) for part, full in kept if any(part.read)]
+        if not kept:
             self.lost.append(row)
             return
-        for part in kept:
+        for part, full in kept:
             labels = next_labels(part)
             self.ids.append(np.asarray(part.ids, self.dtype))
             self.labels.append(np.asarray(labels, np.int32))
-            self.full.append(len(one.ids) if len(kept) == 1 else len(part.ids))
+            self.full.append(full)
             self.example.append(self.examples)
             self.asked.append(_answer_begins(labels))
         self.examples += 1
@@ -102,12 +110,26 @@ class Features:
         )
 
     def _warnings(self, part: str) -> tuple[str, ...]:
-        if not self.with_specials:
-            return ()
-        return (
-            f"{counted(self.with_specials, 'row')} of {part} with the text of a special token (such as the end of "
-            "text) in somebody's words; it is read as that token, so that a text may seem to end there.",
-        )
+        """What a person should know of how the rows were read, with counts."""
+        found = []
+        if self.with_specials:
+            found.append(
+                f"{counted(self.with_specials, 'row')} of {part} with the text of a special token (such as the end of "
+                "text) in somebody's words; it is read as that token, so that a text may seem to end there."
+            )
+        if self.in_copies:
+            found.append(
+                f"{counted(self.in_copies, 'conversation')} of {part} with answers that the template writes otherwise "
+                f"once another follows (as those of reasoning models do). Each is learnt as it is asked, in a copy of "
+                f"its conversation up to there: {self.copies:,} texts for {counted(self.in_copies, 'conversation')}."
+            )
+        if self.unread:
+            found.append(
+                f"{counted(self.unread, 'answer')} in {counted(self.partly, 'conversation')} of {part} can't be told "
+                "apart from what is asked in this template, so that the loss does not read them. Take another one "
+                "(--template), or conversations that end with the answer to be learnt."
+            )
+        return tuple(found)
 
 
 def _answer_begins(labels: Sequence[int]) -> int:

@@ -43,7 +43,7 @@ from veneer.tasks.instruction_pages import (
     watch,
 )
 from veneer.tasks.kind import Headline, Kind, Making
-from veneer.tasks.rendered import NOT_READ, Cut, Loss, Rendered, Renderer
+from veneer.tasks.rendered import NOT_READ, Cut, Loss, Rendered, Renderer, Rendering
 from veneer.tasks.templates import Template, choose_template
 
 __all__ = ["KIND", "Instructions"]
@@ -136,17 +136,24 @@ class Instructions:
 
     def full_lengths(self, rows: Conversations, tokenizer: Any) -> NDArray[np.int32]:
         """(N,) tokens of each example before any cut."""
-        pieces = (len(one.ids) for _, rendered in self._rendered(rows, tokenizer) for one in rendered)
+        pieces = (
+            max(len(part.ids) for part in one.parts)
+            for _, rendered in self._rendered(rows, tokenizer)
+            for one in rendered
+        )
         return np.fromiter(pieces, np.int32)
 
     def shown(self, rows: Conversations, place: int, tokenizer: Any, max_length: int) -> PreviewText:
         """An example with every token, those that the loss reads marked, and those that are cut off."""
         one = self._render(Renderer(self.template, tokenizer), [rows[place]], str(rows.table.path))[0]
-        kept = one if self.data == "text" else one.cut(max_length, self.cut)
-        tokens = shown_tokens(one, kept, self.cut, tokenizer)
-        read = sum(token.target for token in tokens)
-        title = f"{read:,} of {len(kept.ids):,} tokens in the loss"
-        return PreviewText(rows.name, place, (title,), len(one.ids), rows.content(place), tokens)
+        pairs = [
+            (part, part if self.data == "text" else part.cut(max_length, self.cut)) for part in one.parts
+        ]
+        tokens = tuple(token for pair in pairs for token in shown_tokens(*pair, self.cut, tokenizer))
+        read, all_read = sum(token.target for token in tokens), sum(len(kept.ids) for _, kept in pairs)
+        title = f"{read:,} of {all_read:,} tokens in the loss"
+        title += f", in {len(pairs)} copies" if len(pairs) > 1 else ""
+        return PreviewText(rows.name, place, (title,), len(tokens), rows.content(place), tokens)
 
     def collate(self, targets: Targets) -> Tensor:
         """(T,) int64: the next token of each place, -100 where the loss does not read it."""
@@ -228,7 +235,7 @@ class Instructions:
 
     def _rendered(
         self, rows: Conversations, tokenizer: Any
-    ) -> Iterator[tuple[NDArray[np.int64], list[Rendered]]]:
+    ) -> Iterator[tuple[NDArray[np.int64], list[Rendering]]]:
         renderer = Renderer(self.template, tokenizer)
         for start in range(0, len(rows), _PIECE):
             places = np.arange(start, min(start + _PIECE, len(rows)), dtype=np.int64)
@@ -237,9 +244,9 @@ class Instructions:
 
     def _render(
         self, renderer: Renderer, many: Sequence[Conversation], where: str, numbers: Any = None
-    ) -> list[Rendered]:
+    ) -> list[Rendering]:
         if self.data == "text" or all(one.text is not None for one in many):
-            return renderer.texts([one.text or "" for one in many])
+            return [Rendering([one]) for one in renderer.texts([one.text or "" for one in many])]
         try:
             return renderer.conversations(many, self.reads_loss)
         except ValueError as error:

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from veneer.data.choices import Notes
 from veneer.data.config import DataConfig
 from veneer.data.download import Progress
-from veneer.data.preview import Preview, preview
+from veneer.data.prepared import PreparedData
+from veneer.data.preview import Preview, measured_rows, preview
 from veneer.data.sources import Source
+from veneer.errors import DataError
 from veneer.models.skeleton import skeleton
+from veneer.tasks.base import Task
 from veneer.tasks.inference import check_base, infer_kind
 from veneer.tasks.kind import Making
 
@@ -72,5 +76,26 @@ def preview_source(
     seen = replace(seen, choices=(*seen.choices, *making.notes.choices))
     if inferred is not None and all(choice.what != "task" for choice in seen.choices):
         seen = replace(seen, choices=(inferred, *seen.choices))
-    warnings = (*seen.warnings, *([said] if said else []), *making.notes.warnings)
+    told = _told(made, prepared, tokenizer, limit)
+    seen = replace(seen, choices=(*seen.choices, *told.choices))
+    warnings = (*seen.warnings, *([said] if said else []), *making.notes.warnings, *told.warnings)
     return Previewed(kind.name, replace(seen, warnings=warnings))
+
+
+def _told(task: Task, prepared: PreparedData, tokenizer: Any, limit: int) -> Notes:
+    """What training would say once it has read the rows as tokens; of large splits a part is read, as for the lengths.
+
+    A row that training would refuse is a warning here, so that the rest can be looked at.
+    """
+    notes = Notes()
+    for split in prepared.splits:
+        if not len(split):
+            continue
+        try:
+            store = task.encode(split.select(measured_rows(len(split))), tokenizer, limit)
+        except DataError as error:
+            notes.warnings.append(f"Training would stop here: {error}")
+            continue
+        notes.choices += store.choices if split.name == "train" else ()
+        notes.warnings += store.warnings
+    return notes

@@ -9,16 +9,18 @@ This file knows tokenizers and templates; it knows no model and no file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from veneer.data.conversations import Conversation, Turn
 from veneer.errors import DataError
 from veneer.tasks.encoding import special_ends
 from veneer.tasks.templates import Piece, Template
 
-__all__ = ["NOT_READ", "Cut", "Loss", "Rendered", "Renderer", "next_labels"]
+__all__ = ["NOT_READ", "Cut", "Loss", "Rendered", "Renderer", "Rendering", "next_labels"]
+
+_T = TypeVar("_T")
 
 Loss = Literal["answer", "all"]
 Cut = Literal["left", "right"]
@@ -73,6 +75,18 @@ def next_labels(one: Rendered) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """A conversation as tokens: once, or one up to each answer that the whole writes otherwise.
+
+    parts     the last one is the whole
+    unread    answers that the loss reads in none of them
+    """
+
+    parts: list[Rendered]
+    unread: int = 0
+
+
+@dataclass(frozen=True)
 class Renderer:
     """A template with a tokenizer.
 
@@ -104,22 +118,23 @@ class Renderer:
         begin, _ = special_ends(self.tokenizer)
         return [int(token) for token in self.tokenizer("a")["input_ids"][:begin]]
 
-    def conversations(self, many: Sequence[Conversation], loss: Loss) -> list[Rendered]:
+    def conversations(self, many: Sequence[Conversation], loss: Loss) -> list[Rendering]:
         """Conversations with answers, rendered.
 
         Raises:
             ValueError: the template can't show one; `args` are its place among `many` and what is wrong.
         """
-        every: list[list[Piece]] = []
-        for place, one in enumerate(many):
-            try:
-                every.append(self.template.pieces(one.turns, self.tokenizer))
-            except ValueError as error:
-                raise ValueError(place, str(error)) from None
-        lead = [] if self.template.writes_specials else self.lead()
+        every = [self._tried(self.template.renderings, place, one.turns) for place, one in enumerate(many)]
+        ids = iter(self._tokenised([pieces for one in every for pieces in one.all]))
         return [
-            self._marked(pieces, ids, lead, loss)
-            for pieces, ids in zip(every, self._tokenised(every), strict=True)
+            Rendering(
+                [
+                    self._marked(pieces, next(ids), loss if number == len(one.all) - 1 else "answer")
+                    for number, pieces in enumerate(one.all)
+                ],
+                one.unread,
+            )
+            for one in every
         ]
 
     def texts(self, many: Sequence[str]) -> list[Rendered]:
@@ -138,15 +153,26 @@ class Renderer:
         Raises:
             ValueError: as `conversations`.
         """
-        found = self.conversations([Conversation(tuple(turns)) for turns in many], "all")
-        return [one.ids for one in found]
+        every = [self._tried(self.template.pieces, place, turns) for place, turns in enumerate(many)]
+        return [
+            self._marked(pieces, ids, "all").ids
+            for pieces, ids in zip(every, self._tokenised(every), strict=True)
+        ]
+
+    def _tried(self, render: Callable[[Sequence[Turn], Any], _T], place: int, turns: Sequence[Turn]) -> _T:
+        """What `render` makes of the turns; its error with their place."""
+        try:
+            return render(turns, self.tokenizer)
+        except ValueError as error:
+            raise ValueError(place, str(error)) from None
 
     def open_texts(self, many: Sequence[str]) -> list[list[int]]:
         """The beginnings of texts, without an end."""
         lead = self.lead()
         return [[*lead, *ids] for ids in self._ids(many)]
 
-    def _marked(self, pieces: list[Piece], ids: list[list[int]], lead: list[int], loss: Loss) -> Rendered:
+    def _marked(self, pieces: list[Piece], ids: list[list[int]], loss: Loss) -> Rendered:
+        lead = [] if self.template.writes_specials else self.lead()
         whole, read = list(lead), [False] * len(lead)
         for number, (piece, tokens) in enumerate(zip(pieces, ids, strict=True)):
             if not piece.answer:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from veneer.data.conversations import Turn
 from veneer.errors import ConfigError
 
-__all__ = ["ALPACA", "Piece", "Template", "choose_template"]
+__all__ = ["ALPACA", "Piece", "Renderings", "Template", "choose_template"]
 
 Origin = Literal["base", "alpaca", "none", "given"]
 
@@ -41,6 +41,19 @@ class Piece:
 
     text: str
     answer: bool
+
+
+@dataclass(frozen=True)
+class Renderings:
+    """A conversation as it is learnt: once, or several times where the whole does not hold every answer as it is asked.
+
+    Attributes:
+        all: pieces of each rendering; the last one is the whole.
+        unread: answers that none of them holds.
+    """
+
+    all: list[list[Piece]]
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,16 +86,44 @@ class Template:
     def pieces(self, turns: Sequence[Turn], tokenizer: Any) -> list[Piece]:
         """A conversation as rendered: asked, answered, asked, ...
 
-        Where a template writes an earlier answer otherwise once another follows (as those of reasoning models do), the
-        last answer alone is one.
+        Where a template writes an earlier answer otherwise once another follows (as those of reasoning models do), that
+        answer is part of what is asked; see `renderings`.
 
         Raises:
             ValueError: the template can't render these turns; the message says why, without the row.
         """
+        return [piece for piece, _ in self._placed(turns, tokenizer)]
+
+    def renderings(self, turns: Sequence[Turn], tokenizer: Any) -> Renderings:
+        """The whole conversation, and before it one up to each answer that the whole writes otherwise.
+
+        Each answer is one in a single rendering, where it stands after the very prompt that it is asked with.
+
+        Raises:
+            ValueError: as `pieces`.
+        """
+        whole = self._placed(turns, tokenizer)
+        found = [[piece for piece, _ in whole]]
+        read = {turn for piece, turn in whole if piece.answer}
+        unread = 0
+        for number in reversed(range(len(turns) - 1)):
+            if turns[number].role != "assistant" or number in read:
+                continue
+            try:
+                part = self._placed(turns[: number + 1], tokenizer)
+            except ValueError:  # it can't be told apart from what is asked, there neither
+                unread += 1
+                continue
+            found.append([Piece(piece.text, piece.answer and turn not in read) for piece, turn in part])
+            read |= {turn for piece, turn in part if piece.answer}
+        return Renderings(found[::-1], unread)
+
+    def _placed(self, turns: Sequence[Turn], tokenizer: Any) -> list[tuple[Piece, int]]:
+        """The pieces, each with the number of the turn that it ends with."""
         if self.origin == "none":
-            return self._joined(turns)
+            return [(piece, number) for number, piece in enumerate(self._joined(turns))]
         whole = self._render(turns, tokenizer, asks=turns[-1].role != "assistant")
-        pieces: list[Piece] = []
+        pieces: list[tuple[Piece, int]] = []
         at = 0
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -99,10 +140,13 @@ class Template:
                 continue
             if not whole.startswith(after):
                 continue
-            pieces += [Piece(whole[at : len(before)], answer=False), Piece(after[len(before) :], answer=True)]
+            pieces += [
+                (Piece(whole[at : len(before)], answer=False), number - 1),
+                (Piece(after[len(before) :], answer=True), number),
+            ]
             at = len(after)
         if at < len(whole):
-            pieces.append(Piece(whole[at:], answer=False))
+            pieces.append((Piece(whole[at:], answer=False), len(turns) - 1))
         return pieces
 
     def _joined(self, turns: Sequence[Turn]) -> list[Piece]:
