@@ -23,8 +23,9 @@ from transformers.generation import (
 
 from reference.causal import CAUSAL, VOCABULARY, byte_tokenizer, causal_model
 from veneer.engine.generation import Memory, Sampling, StopText, TextGenerator, TextPieces
-from veneer.engine.generation.running import RunningBatch, padding_fault
+from veneer.engine.generation.running import RunningBatch, padding_fault, sharing_fault
 from veneer.engine.generation.sampling import choose, processed, random_of
+from veneer.engine.generation.shared import SharedBeginnings
 from veneer.errors import BaseError, ConfigError, DataError
 from veneer.lora import LoraConfig, adapter_parameters, attach, disabled
 
@@ -89,6 +90,84 @@ def test_logits_in_a_batch_are_those_of_each_text_without_a_cache(
             texts[place].append(token)
         running.advance(new)
     assert len(places) == len(PROMPTS) - 2
+
+
+SYSTEM = [(11 * place + 3) % 256 for place in range(40)]  # longer than any window of the families
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_common_beginning_is_read_once_and_changes_nothing(
+    family: str, models: dict[str, Any], tokenizer: Any
+) -> None:
+    """Logits of every step against the plain forward, answers against transformers, and how much is computed."""
+    model = models[family]
+    texts = [[*SYSTEM, *prompt] for prompt in PROMPTS]
+    assert sharing_fault(model) is None
+    begun = SharedBeginnings(model, texts).of(texts)
+    assert begun is not None
+    assert list(begun.ids) == SYSTEM
+    running = RunningBatch(model, texts, begun)
+    draw = random.Random(0)
+    for step in range(4):
+        with torch.no_grad():
+            plain = [model(input_ids=torch.tensor([text])).logits[0, -1] for text in texts]
+        assert_close(running.logits, torch.stack(plain), rtol=1e-4, atol=1e-4)  # fp32, logits of about ten
+        if step == 2:
+            running.keep([0, 2, 3])
+            texts = [texts[place] for place in (0, 2, 3)]
+        new = [draw.randrange(VOCABULARY) for _ in texts]
+        texts = [[*text, token] for text, token in zip(texts, new, strict=True)]
+        running.advance(new)
+
+    shapes: list[tuple[int, ...]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, given, named: shapes.append(tuple((given[0] if given else named["input_ids"]).shape)),
+        with_kwargs=True,
+    )
+    generator = TextGenerator(model, tokenizer, limit=96)
+    assert (generator.alone_because, generator.whole_because) == (None, None)
+    asked = [[*SYSTEM, *prompt] for prompt in PROMPTS]
+    shapes.clear()
+    together = generator.generate(asked, Sampling(max_new_tokens=8))
+    assert shapes[:2] == [(1, len(SYSTEM)), (len(PROMPTS), max(map(len, PROMPTS)))]
+    wanted = [theirs(model, prompt, max_new_tokens=8) for prompt in asked]
+    assert [list(answer.ids) for answer in together] == wanted
+    assert [generator.generate([prompt], Sampling(max_new_tokens=8))[0] for prompt in asked] == together
+    model.base_model._forward_pre_hooks.clear()
+
+
+def test_what_can_be_shared() -> None:
+    model = causal_model("gpt2")
+    assert (
+        SharedBeginnings(model, [SYSTEM]).of([SYSTEM]) is None
+    )  # one prompt has nothing in common with others
+    same = SharedBeginnings(model, [SYSTEM, SYSTEM]).of([SYSTEM, SYSTEM])
+    assert same is not None
+    assert len(same.ids) == len(SYSTEM) - 1  # the last token is computed, for its logits
+    short = [[*SYSTEM[:15], 1], [*SYSTEM[:15], 2]]
+    assert SharedBeginnings(model, short).of(short) is None
+    stranger = [[9] * 30, [8] * 30, [*SYSTEM, 1], [*SYSTEM, 2]]
+    by_batch = SharedBeginnings(model, stranger)
+    assert by_batch.of(stranger[:2]) is None
+    found = by_batch.of(stranger[2:])
+    assert found is not None
+    assert by_batch.of(stranger[2:]) is not None
+    assert SharedBeginnings(model, stranger, lambda: False).of(stranger[2:]) is None
+
+
+def test_a_model_whose_cache_is_another_reads_each_text_whole(models: dict[str, Any], tokenizer: Any) -> None:
+    model = copy.deepcopy(models["llama"])
+    real = model.model.forward
+
+    def forward(input_ids: Any = None, past_key_values: Any = None, **given: Any) -> Any:
+        if past_key_values is not None and past_key_values.get_seq_length() == 0:
+            given["position_ids"] = None
+            input_ids = input_ids.flip(1)  # what is kept is not what stands there
+        return real(input_ids=input_ids, past_key_values=past_key_values, **given)
+
+    model.model.forward = forward
+    assert "behind a common beginning its logits differ by" in str(sharing_fault(model))
+    assert TextGenerator(model, tokenizer, limit=96).whole_because is not None
 
 
 def test_a_model_that_padding_changes_is_found_and_answers_all_the_same(

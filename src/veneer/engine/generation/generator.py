@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from veneer.engine.generation.answer import Generated, GrowingAnswer
-from veneer.engine.generation.running import Memory, RunningBatch, padding_fault
+from veneer.engine.generation.running import Memory, RunningBatch, padding_fault, sharing_fault
 from veneer.engine.generation.sampling import Sampling, choose, random_of
+from veneer.engine.generation.shared import SharedBeginnings
 from veneer.errors import BaseError, ConfigError, DataError
 
 __all__ = ["Piece", "TextGenerator", "stop_token_ids"]
@@ -76,8 +77,16 @@ class TextGenerator:
     @cached_property
     def alone_because(self) -> str | None:
         """Why texts of different lengths are continued one after the other on this model; None: they share a batch."""
+        return self._tried(padding_fault)
+
+    @cached_property
+    def whole_because(self) -> str | None:
+        """Why each text is read whole on this model; None: what prompts begin with in common is read once."""
+        return self._tried(sharing_fault)
+
+    def _tried(self, fault: Callable[[nn.Module], str | None]) -> str | None:
         try:
-            return padding_fault(self.model)
+            return fault(self.model)
         except (TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:
             return f"its batched forward failed ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
 
@@ -122,6 +131,7 @@ class TextGenerator:
         sampling = sampling or Sampling()
         self.check(prompts)
         stops = self._stops(sampling)
+        shared = SharedBeginnings(self.model, prompts, lambda: self.whole_because is None)
         for places in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
             texts = [
                 GrowingAnswer(
@@ -136,7 +146,7 @@ class TextGenerator:
                 )
                 for place in places
             ]
-            yield from self._run(texts, sampling, memory)
+            yield from self._run(texts, sampling, memory, shared)
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise DataError where a prompt is empty, or leaves no room for an answer."""
@@ -191,9 +201,12 @@ class TextGenerator:
         if batch:
             yield batch
 
-    def _run(self, texts: list[GrowingAnswer], sampling: Sampling, memory: Memory | None) -> Iterator[Piece]:
+    def _run(
+        self, texts: list[GrowingAnswer], sampling: Sampling, memory: Memory | None, shared: SharedBeginnings
+    ) -> Iterator[Piece]:
         if memory is None:
-            running = RunningBatch(self.model, [text.prompt for text in texts])
+            prompts = [text.prompt for text in texts]
+            running = RunningBatch(self.model, prompts, shared.of(prompts))
         else:
             (only,) = texts
             running = memory.read(self.model, only.prompt)

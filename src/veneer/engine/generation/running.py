@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Memory", "RunningBatch", "padding_fault"]
+from veneer.engine.generation.shared import LEAST, Beginning
+
+__all__ = ["Memory", "RunningBatch", "padding_fault", "sharing_fault"]
 
 # fp32: sums in another order; half precision: rounding of a logit, several layers deep
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -29,8 +31,16 @@ class RunningBatch:
         logits: (B, V) of the next token, float32.
     """
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
-        """Read the prompts, none of them empty; `model` is a causal language model in eval mode."""
+    def __init__(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], shared: Beginning | None = None
+    ) -> None:
+        """Read the prompts, none of them empty; `model` is a causal language model in eval mode.
+
+        Args:
+            model: as above.
+            prompts: token ids of B texts.
+            shared: what the model has read of their common beginning, shorter than each of them.
+        """
         from transformers import DynamicCache
 
         self._model: Any = model
@@ -46,7 +56,12 @@ class RunningBatch:
         self._next = lengths  # (B,) position of the token that comes next
         with torch.inference_mode():
             self._cache = DynamicCache(config=self._model.config)
-            self.logits = self._forward(ids.to(device), (inside.cumsum(1) - 1).clamp(min=0))
+            known = 0
+            if shared is not None:
+                known = len(shared.ids)
+                shared.lay_into_(self._cache, longest - lengths)
+            positions = (inside.cumsum(1) - 1).clamp(min=0)
+            self.logits = self._forward(ids[:, known:].to(device), positions[:, known:])
 
     def keep(self, places: Sequence[int]) -> None:
         """Let the other texts go."""
@@ -121,11 +136,37 @@ def padding_fault(model: nn.Module) -> str | None:
     Returns:
         Why texts of different lengths can't share a batch on this model, in words.
     """
+    return _fault(model, [_made_up(model, n) for n in (3, 8)], "in a batch")
+
+
+def sharing_fault(model: nn.Module) -> str | None:
+    """The same for two texts of which the common beginning was read once.
+
+    Returns:
+        Why each text of a batch is read whole on this model, in words.
+    """
+    begin = _made_up(model, LEAST)
+    same_length = [
+        [*begin, *more] for more in ([1, 2], [3, 1])
+    ]  # models that padding changes can share as well
+    shared = Beginning.read(model, begin)
+    if shared is None:
+        return "its cache does not hold keys and values of each token"
+    return _fault(model, same_length, "behind a common beginning", shared)
+
+
+def _made_up(model: nn.Module, n: int) -> list[int]:
+    """n tokens of no meaning."""
     config: Any = model.config
-    vocabulary = int(config.get_text_config().vocab_size)
-    texts = [[(5 * i + 3 * n + 1) % vocabulary for i in range(n)] for n in (3, 8)]
+    return [(5 * i + 3 * n + 1) % int(config.get_text_config().vocab_size) for i in range(n)]
+
+
+def _fault(
+    model: nn.Module, texts: list[list[int]], where: str, shared: Beginning | None = None
+) -> str | None:
+    """How far off two texts are that are continued together, where that is too far."""
     more = [texts[1][1], texts[0][2]]
-    together = RunningBatch(model, texts)
+    together = RunningBatch(model, texts, shared)
     found = [together.logits]
     together.advance(more)
     found.append(together.logits)
@@ -139,7 +180,7 @@ def padding_fault(model: nn.Module) -> str | None:
     limit = _TOLERANCE.get(next(model.parameters()).dtype, 1e-3)
     if off <= limit:
         return None
-    return f"in a batch its logits differ by {off:.1e} of the largest from those of each text alone (limit {limit:.0e})"
+    return f"{where} its logits differ by {off:.1e} of the largest from those of each text alone (limit {limit:.0e})"
 
 
 def _plain_logits(model: nn.Module, texts: Sequence[Sequence[int]]) -> Tensor:
