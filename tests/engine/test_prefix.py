@@ -12,7 +12,9 @@ from torch.testing import assert_close
 
 from reference.families import FAMILIES
 from veneer.engine import Runner, pack, prefix
+from veneer.engine.kept_states import KeptStates
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
+from veneer.errors import VeneerError
 from veneer.lora import LoraConfig, adapter_parameters, attach
 
 SECOND_BLOCK = {
@@ -115,6 +117,28 @@ def test_a_file_of_another_size_is_not_believed(own_cache: Path) -> None:
     (file,) = own_cache.glob("*.bin")
     file.write_bytes(file.read_bytes()[:-8])
     assert torch.equal(kept(runner, texts, causal=True).states, states)
+
+
+def test_rows_of_a_file_come_as_they_were_written(tmp_path: Path) -> None:
+    (tmp_path / "states").write_bytes(b"\0" * (10 * 3 * 2))
+    states = torch.arange(30, dtype=torch.bfloat16).view(10, 3)
+    written = KeptStates(tmp_path / "states", (10, 3), torch.bfloat16, writing=True)
+    written.write(4, states[4:])
+    written.write(0, states[:4])
+    written.close()
+    kept = KeptStates(tmp_path / "states", (10, 3), torch.bfloat16)
+    assert torch.equal(kept.read([(7, 9), (0, 1), (7, 7), (2, 10)]), states[[7, 8, 0, *range(2, 10)]])
+    assert kept.read([]).shape == (0, 3)
+    assert kept.nbytes == states.nbytes
+
+
+def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "states"
+    file.write_bytes(b"\0" * 40)
+    kept = KeptStates(file, (5, 2), torch.float32)
+    file.write_bytes(b"\0" * 39)
+    with pytest.raises(VeneerError, match=r"states has been cut short.*Delete it"):
+        kept.read([(3, 5)])
 
 
 def test_an_interrupted_computation_leaves_no_file(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from bases import tiny_bert, tiny_gpt2
 from veneer.errors import BaseError
+from veneer.lora import LoraConfig, attach
 from veneer.models import cast_frozen_, load_base, load_tokenizer
 from veneer.models.load import tokenizer_hash
 
@@ -189,6 +191,23 @@ def test_the_tokenizers_hash_is_of_what_it_does(tmp_path: Path) -> None:
     assert tokenizer_hash(other) != fresh
     tokenizer.add_tokens(["extra"])
     assert tokenizer_hash(tokenizer) != fresh
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").is_file(), reason="the system does not list a process's mapped files"
+)
+def test_a_cast_base_holds_nothing_of_its_file(tmp_path: Path) -> None:
+    """One fp32 tensor left in the mapped file keeps all of it in memory: half a gigabyte of a GPT-2."""
+    base = load_base(str(tiny_gpt2(tmp_path / "base")), labels=LABELS)
+    attach(base.model, LoraConfig(r=2, target_modules="all-linear", modules_to_save=base.head))
+    file = str(base.folder / "model.safetensors")
+    assert file in Path("/proc/self/maps").read_text(encoding="utf-8")
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    cast_frozen_(base.model, torch.bfloat16, keep=base.float32_modules)
+    gc.collect()
+    assert file not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    for name, p in base.model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name].to(p.dtype), rtol=0, atol=0)
 
 
 def test_casting_leaves_trained_weights_heads_and_buffers_alone(tmp_path: Path) -> None:

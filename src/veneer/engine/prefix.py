@@ -1,9 +1,9 @@
 """The frozen prefix: the layers below the first adapted one, computed once for each text and kept.
 
 Their hidden states do not change in training, so every epoch, every evaluation and every later run over the same texts
-reads them instead of computing them again. They lie in one memory-mapped file (in memory as far as there is room for
-it), in the compute dtype, under a name made of what they depend on: base, tokens, depth, dtype. Under causal attention
-texts that begin alike share the computation of their beginning.
+reads them instead of computing them again. They lie in one file (which the system keeps in memory as far as there is
+room for it), in the compute dtype, under a name made of what they depend on: base, tokens, depth, dtype. Under causal
+attention texts that begin alike share the computation of their beginning.
 
 This file knows programs and token ids; it knows no task and no adapter but where the first one is.
 
@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from veneer.engine.beginnings import beginnings_of
 from veneer.engine.blocks import Program
+from veneer.engine.kept_states import KeptStates
 from veneer.engine.packing import pack
 from veneer.files import cache_folder
 
@@ -56,13 +58,13 @@ class PrefixStore:
 
     Attributes:
         start: the first block that is still computed.
-        states: (T, C), text after text.
+        kept: (T, C) states, text after text.
         offsets: (N + 1,) where each text's states begin.
         shared: share of the tokens that did not have to be computed.
     """
 
     start: int
-    states: Tensor
+    kept: KeptStates
     offsets: NDArray[np.int64]
     shared: float
 
@@ -72,7 +74,12 @@ class PrefixStore:
 
     def take(self, texts: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """(T of these texts, C) their states, end to end in this order."""
-        return torch.cat([self.states[self.offsets[i] : self.offsets[i + 1]] for i in texts])
+        return self.kept.read([(int(self.offsets[i]), int(self.offsets[i + 1])) for i in texts])
+
+    @property
+    def states(self) -> Tensor:
+        """(T, C) all of them, read into memory."""
+        return self.kept.read([(0, int(self.offsets[-1]))])
 
 
 def first_trained_block(program: Program, model: nn.Module) -> int:
@@ -133,26 +140,26 @@ def build_prefix(
     shape = (int(offsets[-1]), program.width)
     path = cache_folder("prefixes") / f"{_key(sequences, base_hash, start, dtype)}.bin"
     if not path.is_file() or path.stat().st_size != shape[0] * shape[1] * dtype.itemsize:
-        with _Writer(path, shape, dtype) as states:
-            shared = _compute(program, sequences, start, states, offsets, device, causal, progress)
+        with _writer(path, shape, dtype) as kept:
+            shared = _compute(program, sequences, start, kept, offsets, device, causal, progress)
         _forget_oldest(path)
     else:
         path.touch()
         shared = 0.0
-    return PrefixStore(start, _mapped(path, shape, dtype), offsets, shared)
+    return PrefixStore(start, KeptStates(path, shape, dtype), offsets, shared)
 
 
 def _compute(
     program: Program,
     sequences: Sequences,
     start: int,
-    states: Tensor,
+    kept: KeptStates,
     offsets: NDArray[np.int64],
     device: torch.device,
     causal: bool,
     progress: Callable[[int, int], None] | None,
 ) -> float:
-    """Fill `states`; returns the share of tokens that were shared."""
+    """Fill `kept`; returns the share of tokens that were shared."""
     computed = done = 0
     for texts in _batches(sequences, alike=causal):
         batch = pack([sequences[i] for i in texts])
@@ -164,7 +171,7 @@ def _compute(
         for place in batch.order:
             text = texts[place]
             n = int(offsets[text + 1] - offsets[text])
-            states[offsets[text] : offsets[text + 1]] = found[at : at + n]
+            kept.write(int(offsets[text]), found[at : at + n])
             at += n
         done += len(texts)
         if progress is not None:
@@ -191,30 +198,21 @@ def _batches(sequences: Sequences, *, alike: bool) -> list[list[int]]:
     return batches
 
 
-class _Writer:
-    """A mapped file that gets its name when it is whole."""
-
-    def __init__(self, path: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        self._path, self._shape, self._dtype = path, shape, dtype
-
-    def __enter__(self) -> Tensor:
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        self._temporary = Path(name)
-        os.ftruncate(handle, max(1, self._shape[0] * self._shape[1] * self._dtype.itemsize))
-        os.close(handle)
-        return _mapped(self._temporary, self._shape, self._dtype, shared=True)
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
-
-
-def _mapped(path: Path, shape: tuple[int, int], dtype: torch.dtype, *, shared: bool = False) -> Tensor:
-    if shape[0] == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_file(str(path), shared=shared, size=shape[0] * shape[1], dtype=dtype).view(shape)
+@contextmanager
+def _writer(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[KeptStates]:
+    """A file of states that gets its name when it is whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.ftruncate(handle, shape[0] * shape[1] * dtype.itemsize)
+    os.close(handle)
+    kept = KeptStates(Path(name), shape, dtype, writing=True)
+    try:
+        yield kept
+    except BaseException:
+        kept.close()
+        kept.path.unlink(missing_ok=True)
+        raise
+    kept.close()
+    kept.path.replace(path)
 
 
 def _key(sequences: Sequences, base_hash: str, start: int, dtype: torch.dtype) -> str:

@@ -155,6 +155,7 @@ def load_base(
         check_token_head(model.eval())
         pooling = "last" if is_decoder(model.config) else "first"
         trained = () if spec.form == "causal" else body_head(model)
+    _unmap_(model, trained)
     return Base(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -207,13 +208,22 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def cast_frozen_(model: nn.Module, dtype: torch.dtype, *, keep: Sequence[str] = ()) -> None:
     """Cast the frozen weights of `model` to `dtype` in place; trainable ones and modules named in `keep` stay fp32.
 
-    Buffers stay as they are: rotary frequencies lose their meaning in bf16.
+    Buffers stay as they are: rotary frequencies lose their meaning in bf16. What stays fp32 is taken out of the mapped
+    file that all weights were loaded from: one small tensor would hold the whole file in memory.
     """
     prefixes = tuple(f"{name}." for name in keep)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad or name.startswith(prefixes) or not parameter.is_floating_point():
-            continue
-        parameter.data = parameter.data.to(dtype)
+        if not (parameter.requires_grad or name.startswith(prefixes) or not parameter.is_floating_point()):
+            parameter.data = parameter.data.to(dtype)
+        elif dtype is not torch.float32:
+            parameter.data = parameter.data.clone()
+
+
+def _unmap_(model: nn.Module, names: Sequence[str]) -> None:
+    """Take these modules' weights out of the mapped file: they are kept in fp32, and one tensor keeps it all there."""
+    for name in names:
+        for parameter in model.get_submodule(name).parameters():
+            parameter.data = parameter.data.clone()
 
 
 def _from_pretrained(location: Location, spec: HeadSpec, seed: int) -> tuple[Any, frozenset[str]]:

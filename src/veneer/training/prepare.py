@@ -250,7 +250,7 @@ def _prefixes(
         )
         for name, store in stores.items()
     }
-    size = sum(store.states.nbytes for store in found.values()) / 2**20
+    size = sum(store.kept.nbytes for store in found.values()) / 2**20
     reason = (
         f"the lowest adapted layer is number {start}; kept for every epoch and for later runs, {size:,.0f} MB"
     )
