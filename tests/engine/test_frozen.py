@@ -43,7 +43,7 @@ def test_rows_that_do_not_lie_together(rows: slice) -> None:
 
 def test_without_blocks_the_plain_products_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     W, x = torch.randn(24, 16, dtype=torch.bfloat16), torch.randn(5, 16, dtype=torch.bfloat16)
-    monkeypatch.setattr(frozen, "_has_blocks", lambda: False)
+    monkeypatch.setattr(frozen, "has_blocks", lambda: False)
     plain = FrozenLinear(W, transposed=False)
     assert torch.equal(plain.product(x, None), x @ W.t())
 

@@ -1,8 +1,8 @@
 """Activations at the speed of memory, with their gradients by hand.
 
-On one or two threads PyTorch's tanh form of GELU costs twice a table: bf16 has 65,536 values only, so value and slope
-of any activation fit in two tables of 128 kB. The value is the fp32 result rounded to bf16, as PyTorch's kernel gives
-it; the slope is rounded to bf16 as well, like the gradients around it. All else goes through PyTorch's own kernels.
+PyTorch's tanh form of GELU takes three times as long as oneDNN's, which is to be had as what follows a product: after
+the product that makes its input, where nobody wants that input later, or after a product with the identity, which
+changes nothing (docs/experiments.md). The gradients, and all else, go through PyTorch's own kernels.
 
 This file knows tensors only. T tokens, m width of the feed-forward layer.
 """
@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from veneer.engine.frozen import After, followed_product, has_blocks
+
 __all__ = ["Activation", "activation_of"]
 
 _aten: Any = torch.ops.aten
+_WIDTH = 64  # of the identity: enough to keep the products busy, small enough that they cost nothing
 _GELU_TANH = partial(nn.functional.gelu, approximate="tanh")  # Hendrycks & Gimpel 2016, section 2
 
 
@@ -31,37 +34,52 @@ class Activation:
     Attributes:
         value: (T, m) -> (T, m).
         gradient: of the output (T, m), and the input (T, m) -> of the input (T, m).
-        tabled: whether bf16 on a CPU goes by table.
+        after: what oneDNN calls it, where it can follow a product.
+        by_identity: whether bf16 on a CPU goes through a product with the identity.
     """
 
     value: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor], Tensor]
-    tabled: bool = False
+    after: After | None = None
+    by_identity: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, m) -> (T, m), differentiable."""
-        return _Activated.apply(x, self) if self._by_table(x) else self.value(x)
+        return _Activated.apply(x, self) if self._quicker(x) else self.value(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The value alone, without a graph."""
-        return _looked_up(_tables(self)[0], x) if self._by_table(x) else self.value(x)
+        if not self._quicker(x):
+            return self.value(x)
+        assert self.after is not None
+        found = followed_product(x.view(-1, _WIDTH), _identity(), None, self.after)
+        return found.view(x.shape)
 
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of the input `x`."""
-        return _looked_up(_tables(self)[1], x).mul_(grad) if self._by_table(x) else self.gradient(grad, x)
+        return self.gradient(grad, x)
 
-    def _by_table(self, x: Tensor) -> bool:
-        return self.tabled and x.dtype is torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous()
+    def _quicker(self, x: Tensor) -> bool:
+        return (
+            self.by_identity
+            and x.dtype is torch.bfloat16
+            and x.device.type == "cpu"
+            and x.is_contiguous()
+            and x.numel() % _WIDTH == 0
+            and has_blocks()
+        )
 
 
-_TANH = Activation(_GELU_TANH, partial(_aten.gelu_backward, approximate="tanh"), tabled=True)
+_TANH = Activation(
+    _GELU_TANH, partial(_aten.gelu_backward, approximate="tanh"), ("gelu", "tanh"), by_identity=True
+)
 _SILU = Activation(nn.functional.silu, _aten.silu_backward)
 _KNOWN: dict[str, Activation] = {
-    "gelu": Activation(nn.functional.gelu, _aten.gelu_backward),
+    "gelu": Activation(nn.functional.gelu, _aten.gelu_backward, ("gelu", "none")),
     "gelu_new": _TANH,
     "gelu_pytorch_tanh": _TANH,
     "gelu_fast": _TANH,
-    "relu": Activation(nn.functional.relu, partial(_aten.threshold_backward, threshold=0)),
+    "relu": Activation(nn.functional.relu, partial(_aten.threshold_backward, threshold=0), ("relu", "")),
     "silu": _SILU,
     "swish": _SILU,
 }
@@ -72,21 +90,10 @@ def activation_of(name: str) -> Activation | None:
     return _KNOWN.get(name)
 
 
-def _looked_up(table: Tensor, x: Tensor) -> Tensor:
-    """The entry of a table for each value of a contiguous bf16 x."""
-    index = x.view(-1).view(torch.int16).to(torch.int32).add_(32768)
-    return table.index_select(0, index).view(x.shape)
-
-
-@lru_cache
-def _tables(activation: Activation) -> tuple[Tensor, Tensor]:
-    """(65536,) bf16 each: value and slope for every bf16 pattern, in the order of the patterns as signed numbers."""
-    with torch.inference_mode(False), torch.enable_grad():
-        x = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
-        x.requires_grad_(True)
-        value = activation.value(x)
-        (slope,) = torch.autograd.grad(value.sum(), x)
-    return value.detach().to(torch.bfloat16), slope.to(torch.bfloat16)
+@lru_cache(maxsize=1)
+def _identity() -> Tensor:
+    with torch.inference_mode(False):
+        return torch.eye(_WIDTH, dtype=torch.bfloat16)
 
 
 class _Activated(torch.autograd.Function):

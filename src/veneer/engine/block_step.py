@@ -89,12 +89,21 @@ class BlockStep:
     def __call__(self, x: Tensor, *, recompute: bool = False) -> Tensor:
         """(R, C) -> (R, C), differentiable in x, the norms and the adapters' factors."""
         if not torch.is_grad_enabled():
-            return self.forward(x)[0]
+            return self.alone(x)
         tensors: list[Tensor] = [t for norm in self.norms for t in norm.parameters()]  # weight and bias
         for product in self.products:
             tensors += product.factors
         y: Tensor = _Step.apply(x, self, recompute, *tensors)
         return y
+
+    def alone(self, x: Tensor) -> Tensor:
+        """The block (R, C) -> (R, C), and nothing that a gradient would want."""
+        first, second = self.norms
+        a, _ = self.attention.forward(self.qkv.forward(_normed(first, x)[0] if self.norm_first else x)[0])
+        s, _ = self.out.forward(a, x)
+        n = _normed(second if self.norm_first else first, s)[0]
+        y, _ = self.down.forward(self.up.activated(n, self.activation), s if self.norm_first else n)
+        return y if self.norm_first else _normed(second, y)[0]
 
     @property
     def products(self) -> tuple[Joined, Joined, Joined, Joined]:

@@ -118,10 +118,16 @@ class Block:
         norm_1, norm_2 = self.norms
         if self.norm_first:
             x = self.out(a, residual=x)
-            return self.down(self.activation(self.up(norm_2(x))), residual=x)
+            return self.down(self._opened(norm_2(x)), residual=x)
         x = norm_1(self.out(a, residual=x))
-        y: Tensor = norm_2(self.down(self.activation(self.up(x)), residual=x))
+        y: Tensor = norm_2(self.down(self._opened(x), residual=x))
         return y
+
+    def _opened(self, x: Tensor) -> Tensor:
+        """(S, C) -> (S, m) the feed-forward layer's middle."""
+        if torch.is_grad_enabled():
+            return self.activation(self.up(x))
+        return self.up.joined(x.dtype).activated(x, self.activation)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FrozenLinear"]
+__all__ = ["After", "FrozenLinear", "followed_product", "has_blocks"]
+
+After = tuple[str, str]
+"""An activation as oneDNN names it, and its form; ("none", "") is none."""
+
+_NONE: After = ("none", "")
 
 _ROWS = 256  # tokens that the blocks are laid out for; other numbers are computed as exactly
 
@@ -41,20 +46,27 @@ class FrozenLinear:
         self._forward: Tensor | None = None
         self._backward: Tensor | None = None
         self._blocked = (
-            keep and weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and _has_blocks()
+            keep and weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and has_blocks()
         )
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (T, n) -> (T, m): x W^T + bias (m,) + residual (T, m)."""
         if self._blocked:
-            if self._forward is None:
-                self._forward = _in_blocks(self.weight.t() if self.transposed else self.weight)
-            return _blocked_product(x, self._forward, bias, residual)
+            return _blocked_product(x, self._for_forward(), bias, residual)
         W_t = self.weight if self.transposed else self.weight.t()  # (n, m)
         if residual is None:
             return torch.mm(x, W_t) if bias is None else torch.addmm(bias, x, W_t)
         y = torch.addmm(residual, x, W_t)
         return y if bias is None else y.add_(bias)
+
+    def activated(self, x: Tensor, bias: Tensor | None, after: After) -> Tensor | None:
+        """x (T, n) -> (T, m): an activation of x W^T + bias (m,), rounded once; None where there is no such product."""
+        return followed_product(x.contiguous(), self._for_forward(), bias, after) if self._blocked else None
+
+    def _for_forward(self) -> Tensor:
+        if self._forward is None:
+            self._forward = _in_blocks(self.weight.t() if self.transposed else self.weight)
+        return self._forward
 
     def input_gradient(self, grad: Tensor, beside: Tensor | None = None) -> Tensor:
         """(T, m) -> (T, n): the gradient of the input, plus `beside` (T, n)."""
@@ -64,6 +76,13 @@ class FrozenLinear:
             return _blocked_product(grad, self._backward, None, beside)
         W = self.weight.t() if self.transposed else self.weight
         return torch.mm(grad, W) if beside is None else torch.addmm(beside, grad, W)
+
+
+def followed_product(x: Tensor, weight: Tensor, bias: Tensor | None, after: After) -> Tensor:
+    """x (T, n) contiguous bf16, and a weight (m, n) in blocks or not -> (T, m) the activation of their product."""
+    ops: Any = torch.ops.mkldnn
+    out: Tensor = ops._linear_pointwise(x, weight, bias, after[0], [], after[1])
+    return out
 
 
 def _blocked_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -80,8 +99,7 @@ def _blocked_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: T
             ]
         )
     if residual is None:
-        out: Tensor = ops._linear_pointwise(x, weight, bias, "none", [], "")
-        return out
+        return followed_product(x, weight, bias, _NONE)
     added: Tensor = ops._linear_pointwise.binary(x, residual, weight, bias, "add")
     return added
 
@@ -96,7 +114,7 @@ def _in_blocks(weight: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _has_blocks() -> bool:
+def has_blocks() -> bool:
     """Whether this PyTorch has blocked products and they give the plain ones' results: tried on a small product."""
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
@@ -108,8 +126,13 @@ def _has_blocks() -> bool:
         try:
             found = _blocked_product(x, _in_blocks(W), b, None)
             added = _blocked_product(x, _in_blocks(W), b, residual)
+            bent = followed_product(x, W, b, ("gelu", "tanh"))
         except (RuntimeError, AttributeError, NotImplementedError):
             return False
         plain = x.float() @ W.float().t() + b.float()
-        close = torch.allclose(found.float(), plain, rtol=0.02, atol=0.05)
-        return close and torch.allclose(added.float(), plain + 1.0, rtol=0.02, atol=0.05)
+        pairs = (
+            (found, plain),
+            (added, plain + 1.0),
+            (bent, torch.nn.functional.gelu(plain, approximate="tanh")),
+        )
+        return all(torch.allclose(y.float(), exact, rtol=0.02, atol=0.05) for y, exact in pairs)

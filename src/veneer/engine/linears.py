@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from veneer.engine.activations import Activation
 from veneer.engine.frozen import FrozenLinear
 from veneer.lora.dora import Dora
 from veneer.lora.int8 import Int8Linear, Int8Weight
@@ -240,6 +241,14 @@ class Joined:
         h = torch.mm(x, self.A.t())
         y.addmm_(h, self.B.t())
         return y, h
+
+    def activated(self, x: Tensor, activation: Activation) -> Tensor:
+        """(T, n) -> (T, M) an activation of `forward`, where nobody wants what stands before it."""
+        if self.A is None and activation.after is not None and isinstance(self.frozen, FrozenLinear):
+            found = self.frozen.activated(x, self.bias, activation.after)
+            if found is not None:
+                return found
+        return activation.forward(self.forward(x)[0])
 
     def backward(
         self, grad: Tensor, x: Tensor | None, h: Tensor | None, *, need_x: bool, beside: Tensor | None = None
