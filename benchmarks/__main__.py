@@ -60,7 +60,7 @@ def run(names: Sequence[str], options: argparse.Namespace):  # type: ignore[no-u
     from benchmarks.harness import FAST, FULL, SideFailedError, measure
     from benchmarks.machine import describe
     from benchmarks.results import Results, WorkloadResult
-    from benchmarks.workloads import LEFT_OUT, WORKLOADS
+    from benchmarks.workloads import WORKLOADS
 
     effort = FAST if options.quick else FULL
     if options.steps:
@@ -69,7 +69,7 @@ def run(names: Sequence[str], options: argparse.Namespace):  # type: ignore[no-u
     if unknown:
         raise SystemExit(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     began, done, ablations = time.monotonic(), list[WorkloadResult](), list[WorkloadResult]()
-    left_out = {} if options.only else dict(LEFT_OUT)
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="veneer-bench-") as folder:
         for name in names:
             workload = WORKLOADS[name]

@@ -27,6 +27,7 @@ from benchmarks.workloads import WORKLOADS, Workload
 
 __all__ = ["Baseline", "grouped_batches", "padded", "random_batches"]
 
+_NOT_READ = -100  # transformers' label of a token that the loss does not read
 _MEGABATCH = 50  # batches that are sorted together: transformers' LengthGroupedSampler
 
 
@@ -38,6 +39,7 @@ class Baseline:
         materials = Materials.from_json(spec.materials)
         flat, offsets, self.labels = materials.read_texts()
         self.texts = [flat[a:b].astype(np.int64) for a, b in pairwise(offsets)]
+        self.next = [self.labels[a:b] for a, b in pairwise(offsets)] if self.workload.base.writes else []
         self.lengths = np.diff(offsets)
         self.side = spec.side
         self.careful = spec.side != "a"
@@ -103,14 +105,24 @@ class Baseline:
     def _step(self, rows: NDArray[np.int64], optimizer: torch.optim.Optimizer, found: Measured) -> None:
         began = time.perf_counter()
         ids, mask = padded([self.texts[i] for i in rows], self._length(rows), self.padding)
-        labels = torch.from_numpy(self.labels[rows])
+        labels, labelled = self._labels(rows, ids.shape[1])
         with self._precision():
             loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         value = float(loss.detach())
-        found.add(time.perf_counter() - began, self.lengths[rows], ids.numel(), value)
+        found.add(time.perf_counter() - began, self.lengths[rows], ids.numel(), value, labelled)
+
+    def _labels(self, rows: NDArray[np.int64], length: int) -> tuple[Tensor, tuple[int, int] | None]:
+        """The labels as transformers takes them, each at its own token; and see `Measured.labelled`."""
+        if not self.next:
+            return torch.from_numpy(self.labels[rows]), None
+        found = np.full((len(rows), length), _NOT_READ, np.int64)
+        for place, row in enumerate(rows):
+            found[place, 1 : len(self.next[row])] = self.next[row][:-1]
+        places = np.nonzero(found != _NOT_READ)[1]  # a token is foretold from those before it
+        return torch.from_numpy(found), (len(places), int(places.sum()))
 
     def _predict(self, rows: NDArray[np.int64], found: Measured) -> None:
         began = time.perf_counter()
@@ -124,17 +136,21 @@ def peft_model(workload: Workload, materials: Materials) -> Any:
     """transformers' classifier with PEFT's adapter on it, at the weights that all sides start from."""
     import peft
     from safetensors.torch import load_file
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    base = AutoModelForSequenceClassification.from_pretrained(
-        materials.base, dtype=torch.float32, num_labels=len(LABELS)
-    )
+    writes = workload.base.writes
+    if writes:
+        base = AutoModelForCausalLM.from_pretrained(materials.base, dtype=torch.float32)
+    else:
+        base = AutoModelForSequenceClassification.from_pretrained(
+            materials.base, dtype=torch.float32, num_labels=len(LABELS)
+        )
     config = peft.LoraConfig(
-        task_type="SEQ_CLS",
+        task_type="CAUSAL_LM" if writes else "SEQ_CLS",
         r=workload.rank,
         lora_alpha=workload.alpha,
         target_modules=list(materials.targets),
-        modules_to_save=list(materials.head),
+        modules_to_save=list(materials.head) or None,
         fan_in_fan_out=workload.base.kind == "gpt2",
     )
     torch.manual_seed(SEED)

@@ -54,6 +54,7 @@ class Model:
         pooler: rank of a C x C layer between the last block and the head; None: there is none.
         labels: outputs of the trained head; 0: no head.
         reads: "one" token of each text, or "all".
+        vocabulary: outputs of a frozen head over the tokens that the loss reads (see `step`); 0: there is none.
     """
 
     width: int
@@ -63,6 +64,7 @@ class Model:
     pooler: int | None = None
     labels: int = 2
     reads: str = "one"
+    vocabulary: int = 0
 
     @property
     def first_adapted(self) -> int:
@@ -112,7 +114,14 @@ def head(model: Model, texts: int, *, train: bool = True) -> int:
     return total + 2 * texts * model.width * model.labels * (1 + ((1 + needs) if train else 0))
 
 
-def step(model: Model, lengths: Sequence[int], *, train: bool = True, start: int = 0) -> int:
+def step(
+    model: Model,
+    lengths: Sequence[int],
+    *,
+    train: bool = True,
+    start: int = 0,
+    labelled: tuple[int, int] | None = None,
+) -> int:
     """A batch of texts: forward, and backward where `train`.
 
     Args:
@@ -120,17 +129,21 @@ def step(model: Model, lengths: Sequence[int], *, train: bool = True, start: int
         lengths: real tokens of each text.
         train: with the gradients.
         start: blocks below this one are not computed: their results are kept.
+        labelled: tokens that the loss reads, and how many tokens they see together; None: as `Model.reads` says.
     """
     tokens, texts = sum(lengths), len(lengths)
     last = len(model.blocks) - 1
     total = head(model, texts, train=train) if model.labels else 0
+    everything = tokens, pairs(lengths, causal=model.causal)
+    read = everything if model.reads == "all" else (texts, tokens)  # one token of each text sees all of it
+    if labelled is not None:
+        read = labelled
+        needs = train and model.first_adapted <= last
+        total += 2 * read[0] * model.width * model.vocabulary * (2 if needs else 1)
     for i in range(start, len(model.blocks)):
-        pruned = i == last and model.reads == "one"
-        seen = (
-            tokens if pruned else pairs(lengths, causal=model.causal)
-        )  # the one token read sees its whole text
+        reads, seen = read if i == last else everything
         below = model.first_adapted < i
-        total += _block(model, i, tokens, texts if pruned else tokens, seen, train=train, below=below)
+        total += _block(model, i, tokens, reads, seen, train=train, below=below)
     return total
 
 

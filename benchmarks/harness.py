@@ -255,7 +255,11 @@ def _result(
         seconds = sum(found.seconds)
         epoch_s = seconds / found.computed * process.about["computed_per_epoch"]
         per_s.append(texts / epoch_s)
-        flops = sum(floor.step(model, n, train=workload.train, start=start) for n in found.lengths)
+        labelled = [(n, seen) for n, seen in found.labelled] or [None] * len(found.lengths)
+        flops = sum(
+            floor.step(model, n, train=workload.train, start=start, labelled=read)
+            for n, read in zip(found.lengths, labelled, strict=True)
+        )
         shares.append(flops / rate / seconds)
         if workload.epochs:
             run_s = workload.epochs * epoch_s + process.about["once_s"]

@@ -16,8 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.workloads import Base, Workload
+from veneer.data.ragged import Ragged
+from veneer.models.forms import HeadSpec, sequence_head
+from veneer.tasks.rendered import NOT_READ
 
-__all__ = ["Materials", "MissingMaterialError", "make"]
+__all__ = ["Materials", "MissingMaterialError", "head_of", "make"]
 
 SEED = 123
 LABELS = ("0", "1")
@@ -34,7 +37,8 @@ class Materials:
     Attributes:
         base: folder of the model and its tokenizer.
         adapter: safetensors with the adapter's first weights, under PEFT's names.
-        texts: npz of "ids" (T,), "offsets" (N + 1,), "labels" (N,).
+        texts: npz of "ids" (T,), "offsets" (N + 1,), "labels" (N,); of texts to be foretold "labels" (T,): at each
+            token the one that comes next where the loss reads it, else -100.
         targets: full names of the adapted layers.
         head: names of the modules that are trained whole.
     """
@@ -79,10 +83,16 @@ def make(workload: Workload, folder: Path, data: Path, *, limit: int | None = No
     ids, labels = _token_ids(workload, base, data)
     ids, labels = ids[:limit], labels[:limit]
     offsets = np.cumsum([0, *map(len, ids)])
-    np.savez(texts, ids=np.concatenate(ids).astype(np.int32), offsets=offsets, labels=np.asarray(labels))
+    flat = np.concatenate(labels) if workload.base.writes else np.asarray(labels)
+    np.savez(texts, ids=np.concatenate(ids).astype(np.int32), offsets=offsets, labels=flat)
     adapter = folder / f"{workload.name}.safetensors"
     targets, head = _make_adapter(workload, base, adapter)
     return Materials(str(base), str(adapter), str(texts), targets, head)
+
+
+def head_of(workload: Workload) -> HeadSpec:
+    """The head that the workload's base carries."""
+    return HeadSpec("causal") if workload.base.writes else sequence_head(LABELS)
 
 
 def _make_base(base: Base, folder: Path, data: Path) -> None:
@@ -94,6 +104,7 @@ def _make_base(base: Base, folder: Path, data: Path) -> None:
         BertForSequenceClassification,
         GPT2Config,
         GPT2ForSequenceClassification,
+        GPT2LMHeadModel,
     )
 
     kind: Any
@@ -113,7 +124,7 @@ def _make_base(base: Base, folder: Path, data: Path) -> None:
             attn_pdrop=0.0,
             num_labels=len(LABELS),
         )
-        kind = GPT2ForSequenceClassification
+        kind = GPT2LMHeadModel if base.writes else GPT2ForSequenceClassification
     else:
         config = BertConfig(
             vocab_size=base.vocabulary,
@@ -156,7 +167,7 @@ def _copy_minilm(folder: Path) -> None:
 
 
 def _write_tokenizer(base: Base, folder: Path, data: Path) -> None:
-    if base.name == "gpt2":
+    if base.name.startswith("gpt2"):
         for name in ("vocab.json", "merges.txt"):
             shutil.copy(_existing(data / "gpt2_tokenizer" / name), folder / name)
         settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": base.positions}
@@ -179,7 +190,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _token_ids(workload: Workload, base: Path, data: Path) -> tuple[list[NDArray[np.int64]], list[int]]:
+def _token_ids(workload: Workload, base: Path, data: Path) -> tuple[list[NDArray[np.int64]], list[Any]]:
+    """Token ids, and a label for each text or for each token."""
     if workload.data == "made-up":
         draw = np.random.default_rng(SEED)
         lengths = draw.integers(3, workload.fixed_length + 1, 64)
@@ -187,13 +199,44 @@ def _token_ids(workload: Workload, base: Path, data: Path) -> tuple[list[NDArray
         made = [
             np.concatenate([beginnings[n % 4][: n // 2], draw.integers(1, 290, n - n // 2)]) for n in lengths
         ]
+        if workload.base.writes:
+            return made, [np.append(row[1:], NOT_READ) for row in made]
         return made, [int(n) % 2 for n in lengths]
+    if workload.data == "instruction":
+        return _joined_rows(base, data, workload.fixed_length)
     texts, labels = _rows(workload, data)
     from veneer.models.load import load_tokenizer
     from veneer.tasks.encoding import encode_texts
 
     encoded = encode_texts(load_tokenizer(base), texts, workload.fixed_length)
     return [np.asarray(row, np.int64) for row in encoded], labels
+
+
+def _joined_rows(
+    base: Path, data: Path, length: int
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Rows of the instruction file, as `veneer train` renders them, joined to texts of up to `length` tokens."""
+    from veneer.data.config import DataConfig
+    from veneer.data.sources import Source
+    from veneer.models.load import load_tokenizer
+    from veneer.tasks.instruction_data import InstructionOptions, prepare
+    from veneer.tasks.instructions import Instructions
+    from veneer.tasks.templates import ALPACA, Template
+
+    file = _existing(data / "instruction" / "instruction-data.json")
+    config = DataConfig.parse({"source": str(file), "validation_fraction": 0, "test_fraction": 0})
+    rows = prepare(Source(config), InstructionOptions()).train
+    encoded = Instructions(Template("alpaca", ALPACA)).encode(rows, load_tokenizer(base), length)
+    assert isinstance(encoded.targets, Ragged)
+    ids: list[list[int]] = [[]]
+    labels: list[list[int]] = [[]]
+    for row in range(len(encoded)):
+        if len(ids[-1]) + len(encoded[row]) > length:
+            ids.append([])
+            labels.append([])
+        ids[-1] += encoded[row].tolist()
+        labels[-1] += encoded.targets[row].tolist()
+    return [np.asarray(text) for text in ids], [np.asarray(text) for text in labels]
 
 
 def _rows(workload: Workload, data: Path) -> tuple[list[str], list[int]]:
@@ -227,12 +270,12 @@ def _make_adapter(workload: Workload, base: Path, path: Path) -> tuple[tuple[str
     from veneer.lora import LoraConfig, adapter_state_dict, attach
     from veneer.models import load_base
 
-    found = load_base(str(base), labels=LABELS, seed=SEED)
+    found = load_base(str(base), head=head_of(workload), seed=SEED)
     config = LoraConfig(
         r=workload.rank,
         lora_alpha=workload.alpha,
         target_modules=workload.targets,
-        modules_to_save=found.head,
+        modules_to_save=found.head or None,
     )
     report = attach(found.model, config, seed=SEED)
     state = {name: tensor.detach().clone() for name, tensor in adapter_state_dict(found.model).items()}

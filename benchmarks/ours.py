@@ -9,19 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from benchmarks.materials import LABELS, SEED, Materials
+from benchmarks.materials import LABELS, SEED, Materials, head_of
 from benchmarks.side import Commands, Measured, SideSpec
 from benchmarks.switches import mode_of, precision_of, rewired, without
 from benchmarks.workloads import WORKLOADS, Workload
+from veneer.data.ragged import Ragged
 from veneer.data.tokens import TokenStore
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import Interrupted
 from veneer.lora import LoraConfig, load_adapter_state_dict
 from veneer.models import load_base
 from veneer.tasks.adapted import Adapted, adapt
+from veneer.tasks.base import Targets, Task
 from veneer.tasks.classification import Classification
+from veneer.tasks.instructions import Instructions
+from veneer.tasks.rendered import NOT_READ
+from veneer.tasks.templates import ALPACA, Template
 from veneer.training.config import TrainConfig
 from veneer.training.loop import Examples, StepInfo, train_loop
 from veneer.training.schedule import Plan
@@ -40,7 +46,8 @@ class Ours:
         self.materials = Materials.from_json(spec.materials)
         ids, offsets, labels = self.materials.read_texts()
         lengths = np.diff(offsets).astype(np.int32)
-        self.store, self.labels = TokenStore(ids, offsets, lengths), labels
+        self.store = TokenStore(ids, offsets, lengths)
+        self.labels: Targets = Ragged(labels, offsets) if self.workload.base.writes else labels
 
     def serve(self, commands: Commands) -> None:
         """Measure what is asked for."""
@@ -90,7 +97,7 @@ class Ours:
 
     def _train(self, adapted: Adapted, prefix: PrefixStore | None, commands: Commands) -> None:
         plan = Plan(len(self.store), self.workload.batch_size, 1, _EPOCHS, SEED)
-        clock = _Clock(commands, plan, self.store)
+        clock = _Clock(commands, plan, self.store, self.labels)
         if not clock.wait():
             return
         examples = Examples(self.store, self.labels, prefix)
@@ -111,8 +118,8 @@ class Ours:
 class _Clock:
     """Listens to the training loop; holds it between the steps that are measured."""
 
-    def __init__(self, commands: Commands, plan: Plan, store: TokenStore) -> None:
-        self.commands, self.plan, self.lengths = commands, plan, store.lengths
+    def __init__(self, commands: Commands, plan: Plan, store: TokenStore, labels: Targets) -> None:
+        self.commands, self.plan, self.lengths, self.labels = commands, plan, store.lengths, labels
         self.steps = range(0)
         self.found = Measured()
         self.began = self.loss = self.seen = 0.0
@@ -144,25 +151,36 @@ class _Clock:
         seconds = time.perf_counter() - self.began
         self.done = info.step
         (rows,) = self.plan.batches(info.step - 1)
-        lengths = self.lengths[rows]
-        self.found.add(seconds, lengths, int(lengths.sum()), self._loss_of(info, len(rows)))
+        lengths, labelled = self.lengths[rows], labelled_of(self.labels, rows)
+        loss = self._loss_of(info, len(rows) if labelled is None else labelled[0])
+        self.found.add(seconds, lengths, int(lengths.sum()), loss, labelled)
 
     def entry(self, entry: Mapping[str, Any]) -> None:  # noqa: ARG002
         """The loop's mean loss begins again after an entry of its history."""
         self.loss = self.seen = 0.0
 
-    def _loss_of(self, info: StepInfo, texts: int) -> float:
+    def _loss_of(self, info: StepInfo, units: int) -> float:
         """The loss of this step alone, from the mean since the last entry."""
-        total = info.loss * (self.seen + texts)
-        alone = (total - self.loss) / texts
-        self.loss, self.seen = total, self.seen + texts
+        total = info.loss * (self.seen + units)
+        alone = (total - self.loss) / units
+        self.loss, self.seen = total, self.seen + units
         return alone
+
+
+def labelled_of(labels: Targets, rows: NDArray[np.int64]) -> tuple[int, int] | None:
+    """How many tokens of these texts the loss reads, and how many tokens they see together; None for a classifier."""
+    if not isinstance(labels, Ragged):
+        return None
+    places = [np.flatnonzero(labels[int(row)] != NOT_READ) for row in rows]
+    return sum(len(found) for found in places), int(sum((found + 1).sum() for found in places))
 
 
 def adapted_for(workload: Workload, materials: Materials, precision: str, off: tuple[str, ...]) -> Adapted:
     """The adapter on its base, at the weights that all sides start from."""
-    base = load_base(materials.base, labels=LABELS, seed=SEED)
-    task = Classification(labels=LABELS, pooling=base.pooling)
+    base = load_base(materials.base, head=head_of(workload), seed=SEED)
+    task: Task = Classification(labels=LABELS, pooling=base.pooling)
+    if workload.base.writes:
+        task = Instructions(Template("alpaca", ALPACA))
     adapted = adapt(
         base,
         task,
@@ -182,7 +200,7 @@ def _lora(workload: Workload, materials: Materials) -> LoraConfig:
         r=workload.rank,
         lora_alpha=workload.alpha,
         target_modules=materials.targets,
-        modules_to_save=materials.head,
+        modules_to_save=materials.head or None,
     )
 
 

@@ -57,15 +57,26 @@ class Measured:
         losses: of each step; empty for a prediction.
         lengths: real tokens of each text of each step.
         computed: tokens that this side computed, padding included.
+        labelled: tokens that the loss of each step reads, and how many they see together; empty for a classifier.
     """
 
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
     computed: int = 0
+    labelled: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, seconds: float, lengths: Iterable[int], computed: int, loss: float | None = None) -> None:
+    def add(
+        self,
+        seconds: float,
+        lengths: Iterable[int],
+        computed: int,
+        loss: float | None = None,
+        labelled: tuple[int, int] | None = None,
+    ) -> None:
         """Note a step."""
+        if labelled is not None:
+            self.labelled.append(labelled)
         self.seconds.append(seconds)
         self.lengths.append([int(n) for n in lengths])
         self.computed += int(computed)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmarks import floor
 
-__all__ = ["LEFT_OUT", "WORKLOADS", "Base", "Workload", "default_names"]
+__all__ = ["WORKLOADS", "Base", "Workload", "default_names"]
 
 ALL = (floor.QKV, floor.OUT, floor.UP, floor.DOWN)
 
@@ -22,6 +22,7 @@ class Base:
         layers, width, heads, inner: sizes.
         vocabulary, positions: rows of the embeddings.
         random: random weights from a seed, not the published ones.
+        writes: it foretells tokens (a causal language model), and has no classifier.
     """
 
     name: str
@@ -33,11 +34,14 @@ class Base:
     vocabulary: int
     positions: int
     random: bool = True
+    writes: bool = False
 
 
 GPT2 = Base("gpt2", "gpt2", 12, 768, 12, 3072, 50257, 1024)
+GPT2_LM = replace(GPT2, name="gpt2-lm", writes=True)
 MINILM = Base("minilm", "bert", 6, 384, 12, 1536, 30522, 512, random=False)
 TINY_GPT2 = Base("tiny-gpt2", "gpt2", 3, 32, 2, 64, 300, 64)
+TINY_LM = replace(TINY_GPT2, name="tiny-lm", writes=True)
 TINY_BERT = Base("tiny-bert", "bert", 2, 32, 2, 64, 300, 64)
 
 
@@ -50,7 +54,8 @@ class Workload:
         title: for people.
         base: the model.
         data: "spam" (the recipe's 1,045 training texts), "sst2" (80 % of GLUE's training set), "short" (1,000
-            messages), "made-up" (random token ids, for tests).
+            messages), "instruction" (rows of an instruction file, joined end to end up to `fixed_length` tokens),
+            "made-up" (random token ids, for tests).
         rank, alpha: of LoRA.
         places: which layers of a block are adapted ("qkv", "out", "up", "down").
         last_blocks: only in so many blocks from the top; 0: in all.
@@ -64,7 +69,7 @@ class Workload:
     name: str
     title: str
     base: Base
-    data: Literal["spam", "sst2", "short", "made-up"]
+    data: Literal["spam", "sst2", "short", "instruction", "made-up"]
     rank: int = 16
     alpha: int = 16
     places: tuple[str, ...] = ALL
@@ -104,6 +109,8 @@ class Workload:
             causal=gpt2,
             blocks=[floor.Layers(ranks if i >= first else {}, fused=gpt2) for i in range(self.base.layers)],
             pooler=None if gpt2 else self.rank,
+            labels=0 if self.base.writes else 2,
+            vocabulary=self.base.vocabulary if self.base.writes else 0,
         )
 
 
@@ -142,6 +149,14 @@ def _workloads() -> list[Workload]:
             weight_decay=0.01,
         ),
         Workload(
+            "instruction-gpt2",
+            "instruction rows joined to texts of up to 512 tokens, GPT-2, loss on the answers",
+            GPT2_LM,
+            "instruction",
+            batch_size=4,
+            fixed_length=512,
+        ),
+        Workload(
             "predict-minilm",
             "prediction, 1,000 short texts, MiniLM",
             MINILM,
@@ -164,16 +179,12 @@ def _workloads() -> list[Workload]:
             fixed_length=32,
             epochs=2,
         ),
+        Workload("tiny-instruction", "tiny GPT-2 that writes", TINY_LM, "made-up", rank=4, fixed_length=32),
         Workload("tiny-predict", "tiny BERT", TINY_BERT, "made-up", rank=4, fixed_length=32, train=False),
     ]
 
 
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _workloads()}
-
-LEFT_OUT: dict[str, str] = {
-    "instruction": "the benchmark has no workload for it yet; tests/training/test_by_heart.py, behind -m slow, compares"
-}
-"""Workloads that are announced and can't be measured: name and reason."""
 
 
 def default_names() -> list[str]:

@@ -14,6 +14,7 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
 )
 
 from benchmarks import floor
@@ -146,6 +147,35 @@ def test_gpt2_against_pytorchs_counter() -> None:
     masked = B * (n * n - n * (n + 1) // 2) * 4 * C * (1 + 3 + 3)
     head = 2 * B * n * C * 2 * 3
     assert counted(model, torch.randint(1, 50, (B, n))) == floor.step(whole, [n] * B) + masked + head
+
+
+def test_a_frozen_vocabulary_against_pytorchs_counter() -> None:
+    """Every token but the first is foretold; transformers computes the head of the last one as well."""
+    V = 50
+    config = GPT2Config(
+        vocab_size=V,
+        n_embd=C,
+        n_layer=1,
+        n_head=2,
+        n_inner=F,
+        n_positions=16,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="eager",
+    )
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = peft.get_peft_model(GPT2LMHeadModel(config), lora)
+    B, n = 3, 7
+    with FlopCounterMode(display=False) as counter:
+        ids = torch.randint(1, V, (B, n))
+        model(input_ids=ids, labels=ids).loss.backward()
+    whole = floor.Model(C, F, causal=True, blocks=[floor.Layers({floor.QKV: 2})], labels=0, vocabulary=V)
+    masked = B * (n * n - n * (n + 1) // 2) * 4 * C * 3
+    every = B * n, floor.pairs([n] * B, causal=True)
+    assert counter.get_total_flops() == floor.step(whole, [n] * B, labelled=every) + masked
+    one = floor.step(whole, [n] * B, labelled=(B, B * n))
+    assert floor.step(whole, [n] * B, labelled=every) - one > 4 * B * (n - 1) * C * V
 
 
 def test_only_what_is_read_is_less() -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from benchmarks.__main__ import main
 from benchmarks.baselines import grouped_batches, padded, random_batches
-from benchmarks.materials import SEED, MissingMaterialError, _rows, make
+from benchmarks.materials import SEED, MissingMaterialError, _joined_rows, _rows, _write_tokenizer, make
 from benchmarks.results import Results
 from benchmarks.switches import SWITCHES, without
 from benchmarks.workloads import WORKLOADS, default_names
 
+from veneer.tasks.rendered import NOT_READ
 from veneer.training.schedule import Plan
 
 
@@ -54,6 +55,35 @@ def test_the_recipes_have_their_own_texts(shared_data: Path) -> None:
     texts, labels = _rows(WORKLOADS["spam-gpt2"], shared_data)
     assert len(texts) == len(labels) == 1045
     assert len(_rows(WORKLOADS["predict-minilm"], shared_data)[0]) == 1000
+
+
+def test_a_quick_run_on_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss over a vocabulary: the same as PEFT's, and the same tokens are counted."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "out.json"
+    assert (
+        main(["--only", "tiny-instruction", "--quick", "--sides", "b", "--no-ablation", "--json", str(out)])
+        == 0
+    )
+    (found,) = Results.from_json(json.loads(out.read_text(encoding="utf-8"))).workloads
+    assert found.loss_difference is not None
+    assert found.loss_difference < (1e-5 if found.precision == "fp32" else 0.02)
+    assert found.sides["ours"].parameters == found.sides["b"].parameters
+    assert 0.0 < found.sides["ours"].of_floor.median < 1.0
+
+
+def test_instruction_rows_are_joined_whole(tmp_path: Path, shared_data: Path) -> None:
+    workload = WORKLOADS["instruction-gpt2"]
+    _write_tokenizer(workload.base, tmp_path, shared_data)
+    texts, labels = _joined_rows(tmp_path, shared_data, workload.fixed_length)
+    lengths = [len(text) for text in texts]
+    assert max(lengths) <= 512
+    assert np.mean(lengths) > 450
+    assert lengths == [len(one) for one in labels]
+    read = np.concatenate([one[:-1] for one in labels]) != NOT_READ
+    following = np.concatenate([text[1:] for text in texts])
+    np.testing.assert_array_equal(np.concatenate([one[:-1] for one in labels])[read], following[read])
+    assert 0.1 < read.mean() < 0.6
 
 
 def test_materials_are_the_same_each_time(tmp_path: Path) -> None:
