@@ -2,5 +2,5 @@
 
 One noun a file: `workloads` (what is measured), `materials` (weights and token ids that every side reads), `baselines`
 and `ours` (the sides), `side` (the process that one side runs in), `harness` (rounds and figures), `machine`, `floor`,
-`switches` (one technique off), `report`. `anatomy` takes a step of ours apart.
+`switches` and `apart` (one technique off), `report`. `anatomy` takes a step of ours apart.
 """

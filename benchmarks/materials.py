@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from veneer.data.ragged import Ragged
 from veneer.models.forms import HeadSpec, sequence_head
 from veneer.tasks.rendered import NOT_READ
 
-__all__ = ["Materials", "MissingMaterialError", "head_of", "make"]
+__all__ = ["Materials", "MissingMaterialError", "head_of", "make", "shortened"]
 
 SEED = 123
 LABELS = ("0", "1")
@@ -88,6 +88,18 @@ def make(workload: Workload, folder: Path, data: Path, *, limit: int | None = No
     adapter = folder / f"{workload.name}.safetensors"
     targets, head = _make_adapter(workload, base, adapter)
     return Materials(str(base), str(adapter), str(texts), targets, head)
+
+
+def shortened(materials: Materials, texts: int) -> Materials:
+    """The same with the first texts alone; nothing is changed where there are no more."""
+    ids, offsets, labels = materials.read_texts()
+    if len(offsets) - 1 <= texts:
+        return materials
+    end = int(offsets[texts])
+    path = f"{materials.texts.removesuffix('.npz')}-{texts}.npz"
+    own = labels[:end] if len(labels) == len(ids) else labels[:texts]
+    np.savez(path, ids=ids[:end], offsets=offsets[: texts + 1], labels=own)
+    return replace(materials, texts=path)
 
 
 def head_of(workload: Workload) -> HeadSpec:

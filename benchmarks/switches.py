@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.apart import Apart
 from veneer.engine import PackedBatch, Runner
+from veneer.engine.activations import Activation, activation_of
+from veneer.engine.bins import Bins
 from veneer.engine.packing import Layout
 from veneer.tasks.adapted import Adapted
 
@@ -20,11 +24,18 @@ __all__ = ["SWITCHES", "mode_of", "precision_of", "rewired", "without"]
 SWITCHES: dict[str, str] = {
     "packing": "padded to the longest of the batch, through transformers' own forward",
     "program": "packed, but through transformers' own forward",
+    "node": "a block from differentiable parts, not as one node of the graph",
     "reads": "the last block computed whole",
     "bf16": "frozen weights and activations in fp32",
     "prefix": "the frozen layers below the first adapted one computed in every epoch",
-    "activation": "the activation by PyTorch's own kernel, not by table",
-    "attention": "attention by `scaled_dot_product_attention` on padded groups",
+    "beginnings": "what texts have in common at their beginning computed for each of them",
+    "joined": "query, key and value as three products each",
+    "blocks": "frozen bf16 weights as PyTorch keeps them, not laid out for the product",
+    "activation": "the activation by PyTorch's own kernel",
+    "attention": "attention by `scaled_dot_product_attention` on padded groups, and without `node`",
+    "groups": "attention with every text filled up to the longest of the batch",
+    "shapes": "numbers of rows as they come, not filled up to repeat",
+    "allocation": "freed memory given back to the system",
 }
 """Name, and what happens without the technique."""
 
@@ -46,10 +57,9 @@ def without(off: Collection[str]) -> Iterator[None]:
     if unknown:
         raise ValueError(f"there is no technique {', '.join(sorted(unknown))}; known: {', '.join(SWITCHES)}")
     with ExitStack() as stack:
-        if "activation" in off:
-            stack.enter_context(patch("veneer.engine.families.activation_of", _plain_activation))
-        if "attention" in off:
-            stack.enter_context(patch("veneer.engine.blocks.attend_rows", _sdpa_rows))
+        for technique in set(off) & _PATCHES.keys():
+            for place, instead in _PATCHES[technique]:
+                stack.enter_context(patch(place, instead))
         yield
 
 
@@ -58,6 +68,13 @@ def rewired(adapted: Adapted, off: Collection[str]) -> Adapted:
     runner: Any = adapted.runner
     if "program" in off:
         runner = replace(runner, program=None)
+    if "joined" in off and runner.program is not None:
+        # Where query, key and value are one layer of the base, nothing was joined.
+        blocks = [
+            replace(block, qkv=Apart(block.qkv)) if len(block.qkv.slots) > 1 else block
+            for block in runner.program.blocks
+        ]
+        runner = replace(runner, program=replace(runner.program, blocks=blocks))
     if "reads" in off:
         runner = _ReadsEverything(runner)
     return replace(adapted, runner=runner)
@@ -82,18 +99,27 @@ class _ReadsEverything:
         return hidden if reads is None else hidden.index_select(0, reads)
 
 
-def _plain_activation(name: str) -> Any:
-    tanh = name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-    return {
-        "gelu": nn.functional.gelu,
-        "relu": nn.functional.relu,
-        "silu": nn.functional.silu,
-        "swish": nn.functional.silu,
-    }.get(name) or ((lambda x: nn.functional.gelu(x, approximate="tanh")) if tanh else None)
+def _plain_activation(name: str) -> Activation | None:
+    found = activation_of(name)
+    return None if found is None else replace(found, after=None, by_identity=False)
+
+
+def _to_the_longest(layout: Layout) -> tuple[Bins, ...]:
+    """A bin for each text, all of one length."""
+    if "the longest" not in layout.derived:
+        n, places = len(layout.lengths), -(-layout.longest // 32) * 32
+        lengths = np.asarray(layout.lengths)[:, None]
+        place = np.arange(places)
+        inside = place < lengths
+        token = np.where(inside, np.cumsum(lengths)[:, None] - lengths + place, layout.tokens)
+        text = np.where(inside, np.arange(n)[:, None], -1)
+        layout.derived["the longest"] = (Bins(token.astype(np.int32), text.astype(np.int32)),)
+    found: tuple[Bins, ...] = layout.derived["the longest"]
+    return found
 
 
 def _sdpa_rows(qkv: Tensor, layout: Layout, heads: int, scaling: float, *, causal: bool) -> Tensor:
-    """(T, 3 C) -> (T, C), as `veneer.engine.row_attention.attend_rows`, by PyTorch's function."""
+    """(R, 3 C) -> (R, C), as `veneer.engine.row_attention.attend_rows`, by PyTorch's function."""
     parts = []
     for group in layout.groups:
         rows, n, L = qkv[group.start : group.end], group.n, group.longest
@@ -108,4 +134,35 @@ def _sdpa_rows(qkv: Tensor, layout: Layout, heads: int, scaling: float, *, causa
         )
         flat = out.transpose(1, 2).reshape(n * L, -1)
         parts.append(flat if group.valid is None else flat.index_select(0, group.valid))
-    return torch.cat(parts)
+    return nn.functional.pad(torch.cat(parts), (0, 0, 0, qkv.shape[0] - layout.tokens))
+
+
+def _never(*_: Any, **__: Any) -> bool:
+    return False
+
+
+def _none(*_: Any, **__: Any) -> None:
+    return None
+
+
+_PATCHES: dict[str, list[tuple[str, Any]]] = {
+    "node": [("veneer.engine.blocks.by_rows", _never)],
+    "beginnings": [
+        ("veneer.engine.runner.beginnings_of", _none),
+        ("veneer.engine.prefix.beginnings_of", _none),
+    ],
+    "blocks": [("veneer.engine.frozen.has_blocks", _never)],
+    "activation": [("veneer.engine.families.activation_of", _plain_activation)],
+    "attention": [
+        ("veneer.engine.blocks.attend_rows", _sdpa_rows),
+        ("veneer.engine.blocks.by_rows", _never),
+    ],
+    "groups": [("veneer.engine.row_attention.bins_of", _to_the_longest)],
+    "shapes": [
+        ("veneer.engine.packing.Layout.rows", property(lambda layout: layout.tokens)),
+        ("veneer.engine.beginnings._STEP", 1),
+        ("veneer.engine.bins._STEP", 1),
+    ],
+    "allocation": [("veneer.engine.runner.keep_freed_memory", _none)],
+}
+"""Where a technique is found, and what stands there without it; the others are switched by the functions above."""
