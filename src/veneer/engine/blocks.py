@@ -144,9 +144,9 @@ class Program:
     blocks: Sequence[Block]
     last_norm: Slot | None
 
-    def ready(self) -> bool:
-        """Whether a call can run in this form now (see `LinearGroup.ready`)."""
-        return all(block.ready() for block in self.blocks)
+    def ready(self, start: int = 0) -> bool:
+        """Whether a call from block `start` on can run in this form now (see `LinearGroup.ready`)."""
+        return all(block.ready() for block in self.blocks[start:])
 
     @property
     def causal(self) -> bool:

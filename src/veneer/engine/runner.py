@@ -100,8 +100,8 @@ class Runner:
             reads: (S,) int64 places in the packed row; what else the last block would compute may be left out.
             below: the number of a block and the states (T, C) before it, where they are known (see `prefix`).
         """
-        if self.program is not None and not _drops(self.model) and self.program.ready():
-            start, x = below or (0, None)
+        start, x = below or (0, None)
+        if self.program is not None and not _drops(self.model) and self.program.ready(start):
             shared = beginnings_of(batch) if self.program.causal else None
             return self.program(batch, reads, start=start, x=x, shared=shared, recompute=self.recompute)
         run = packed_hidden_states if self.mode == "packed" else padded_hidden_states
