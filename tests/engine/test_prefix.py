@@ -132,6 +132,26 @@ def test_rows_of_a_file_come_as_they_were_written(tmp_path: Path) -> None:
     assert kept.nbytes == states.nbytes
 
 
+def test_a_write_that_takes_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is nearly full takes a part of what is written; the rest must not be left out without a word."""
+    path = tmp_path / "states"
+    path.touch()
+    kept, rows = KeptStates(path, (6, 5), torch.float32, writing=True), torch.randn(6, 5)
+    file = kept._file
+
+    class Sparing:
+        seek, close = file.seek, file.close
+
+        @staticmethod
+        def write(given: memoryview) -> int:
+            return file.write(given[:7]) or 0
+
+    monkeypatch.setattr(kept, "_file", Sparing())
+    kept.write(0, rows)
+    kept.close()
+    assert torch.equal(KeptStates(path, (6, 5), torch.float32).read([(0, 6)]), rows)
+
+
 def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
     file = tmp_path / "states"
     file.write_bytes(b"\0" * 40)

@@ -72,7 +72,9 @@ class KeptStates:
         """Rows from `first` on: (n, C) of the dtype, on the CPU."""
         with self._lock:
             self._file.seek(first * self._row_bytes)
-            self._file.write(_bytes(states.contiguous()))
+            left = _bytes(states.contiguous())
+            while left:  # a disk that fills up takes a part, and says so the next time
+                left = left[self._file.write(left) or 0 :]
 
     def close(self) -> None:
         """No more rows are read or written."""
