@@ -52,7 +52,7 @@ class Effort:
     """
 
     rounds: int = 4
-    round_s: float = 6.0
+    round_s: float = 5.0
     warm_up: int = 2
     gemm_s: float = 1.5
     steps: int | None = None
