@@ -1,10 +1,11 @@
 """Transformer blocks in the engine's own form: few large products, one attention, nothing that is not read.
 
 A `Program` computes what a backbone of transformers computes on a packed row, from the backbone's own modules: GPT-2's
-blocks (norm first) and BERT's (norm last). Families without a form here run through transformers' own forward. The
-start-up check holds a program against the padded computation before it is used.
+and Llama's blocks (norm first) and BERT's (norm last). Families without a form here run through transformers' own
+forward. The start-up check holds a program against the padded computation before it is used.
 
-This file knows the forms of blocks; which module of a family is what is said in `veneer.engine.families`.
+This file knows the forms of blocks; which module of a family is what is said in `veneer.engine.families`
+and `veneer.engine.decoders`.
 
 Shapes: T tokens, R rows (on a CPU a few more than T, which belong to no text), B texts, C hidden size, S read
 positions, U nodes (see `veneer.engine.beginnings`).
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,13 @@ from torch.utils.checkpoint import checkpoint
 
 from veneer.engine.activations import Activation
 from veneer.engine.beginnings import Beginnings
-from veneer.engine.block_step import BlockStep, is_plain
+from veneer.engine.block_step import Attention, BlockStep
+from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
+from veneer.engine.norms import applied, is_plain
 from veneer.engine.packing import Layout, PackedBatch
 from veneer.engine.row_attention import RowAttention, attend_read, attend_rows, by_rows
+from veneer.engine.turned import Turned
 
 __all__ = ["Block", "Program"]
 
@@ -34,15 +39,18 @@ class Block:
     """One block.
 
     Attributes:
-        qkv: query, key and value, C outputs each in this order.
+        qkv: query, key and value in this order.
         out: the projection after attention.
-        up, down: the feed-forward layer.
+        up, down: the feed-forward layer; `up` begins with the gate where there is one.
         norm_1, norm_2: where the norms of attention and feed-forward hang; they stand before them (`norm_first`), or
             after the residual sum.
         activation: between up and down.
         heads, scaling: of the attention.
         causal: a token sees what stands before it, not its whole text.
-        norm_first: GPT-2's order; else BERT's.
+        norm_first: GPT-2's and Llama's order; else BERT's.
+        turned: rotary positions and norms of heads, with the numbers of heads, or None.
+        before: how many tokens before it a token sees (None: all).
+        parts: modules that are not run themselves, so that nobody's hook may be on them.
     """
 
     qkv: LinearGroup
@@ -51,11 +59,14 @@ class Block:
     down: LinearGroup
     norm_1: Slot
     norm_2: Slot
-    activation: Activation
+    activation: Activation | Gated
     heads: int
     scaling: float
     causal: bool
     norm_first: bool
+    turned: Turned | None = None
+    before: int | None = None
+    parts: tuple[nn.Module, ...] = ()
 
     @property
     def norms(self) -> tuple[nn.Module, nn.Module]:
@@ -65,8 +76,13 @@ class Block:
 
     def ready(self) -> bool:
         """Whether this call can run in this form."""
-        norms = not any(norm._forward_hooks for norm in self.norms)
-        return norms and all(group.ready() for group in (self.qkv, self.out, self.up, self.down))
+        if any(norm._forward_hooks for norm in self.norms):
+            return False
+        if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in self.parts):
+            return False
+        if self.turned is not None and not self.turned.ready():
+            return False
+        return all(group.ready() for group in (self.qkv, self.out, self.up, self.down))
 
     def __call__(
         self,
@@ -87,7 +103,7 @@ class Block:
         whole = reads is None and shared is None
         if whole and by_rows(x, layout) and is_plain(norm_1, x) and is_plain(norm_2, x):
             qkv, out, up, down = (group.joined(x.dtype) for group in (self.qkv, self.out, self.up, self.down))
-            attention = RowAttention(layout, self.heads, self.scaling, self.causal)
+            attention = self._attention(x, layout)
             norms = norm_1, norm_2
             step = BlockStep(qkv, out, up, down, attention, self.activation, norms, self.norm_first)
             return step(x, recompute=recompute)
@@ -96,29 +112,58 @@ class Block:
             return again
         return self._composed(x, layout, reads, shared)
 
+    def _attention(self, x: Tensor, layout: Layout) -> Attention:
+        """The attention over rows like those of x."""
+        kv_heads = None if self.turned is None else self.turned.kv_heads
+        rows = RowAttention(layout, self.heads, self.scaling, self.causal, kv_heads, self.before)
+        return rows if self.turned is None else self.turned.attention(rows, x)
+
     def _composed(self, x: Tensor, layout: Layout, reads: Tensor | None, shared: Beginnings | None) -> Tensor:
         """The same from differentiable parts."""
-        norm_1, _ = self.norms
-        h = norm_1(x) if self.norm_first else x
+        h = applied(self.norms[0], x) if self.norm_first else x
         places = reads if shared is None or reads is None else shared.node_of_token.index_select(0, reads)
-        if places is not None and reads is not None and _whole_view(layout, reads, self.causal):
-            C = x.shape[1]
-            q = self.qkv(h.index_select(0, places), columns=slice(0, C))
-            kv = _of_tokens(self.qkv(h, columns=slice(C, 3 * C)), shared)
-            a = attend_read(q, kv, layout, self.heads, self.scaling)
+        if places is not None and reads is not None and self._sees_all(layout, reads):
+            a = self._read(h, layout, reads, places, shared)
         else:
             qkv = _of_tokens(self.qkv(h), shared)
-            a = attend_rows(qkv, layout, self.heads, self.scaling, causal=self.causal)
+            more: dict[str, Any] = {}
+            if self.turned is not None:
+                qkv = self.turned.qkv(qkv, layout)
+                more = {"kv_heads": self.turned.kv_heads, "before": self.before}
+            a = attend_rows(qkv, layout, self.heads, self.scaling, causal=self.causal, **more)
             wanted = reads if shared is None or reads is not None else shared.first_token
             a = a if wanted is None else a.index_select(0, wanted)
         return self._rest(a, x if places is None else x.index_select(0, places))
+
+    def _read(
+        self, h: Tensor, layout: Layout, reads: Tensor, places: Tensor, shared: Beginnings | None
+    ) -> Tensor:
+        """(B, C) attention of one token of each text, from normed states h (R, C) or those of nodes."""
+        if self.turned is None:
+            C = h.shape[1]
+            q = self.qkv(h.index_select(0, places), columns=slice(0, C))
+            kv = _of_tokens(self.qkv(h, columns=slice(C, 3 * C)), shared)
+            return attend_read(q, kv, layout, self.heads, self.scaling)
+        C, of_kv = (n * self.turned.size for n in (self.turned.heads, 2 * self.turned.kv_heads))
+        kv = _of_tokens(self.qkv(h, columns=slice(C, C + of_kv)), shared)
+        q = self.qkv(h.index_select(0, places), columns=slice(0, C))
+        q = self.turned.queries(q, layout, reads, kv)
+        return attend_read(
+            q, self.turned.keys(kv, layout), layout, self.heads, self.scaling, self.turned.kv_heads
+        )
+
+    def _sees_all(self, layout: Layout, reads: Tensor) -> bool:
+        """Whether `reads` is one token of each text, in order, that sees its whole text."""
+        if self.before is not None and self.before < layout.longest - 1:
+            return False
+        return _whole_view(layout, reads, self.causal)
 
     def _rest(self, a: Tensor, x: Tensor) -> Tensor:
         """What comes after attention: (S, C) its output and the residual -> (S, C)."""
         norm_1, norm_2 = self.norms
         if self.norm_first:
             x = self.out(a, residual=x)
-            return self.down(self._opened(norm_2(x)), residual=x)
+            return self.down(self._opened(applied(norm_2, x)), residual=x)
         x = norm_1(self.out(a, residual=x))
         y: Tensor = norm_2(self.down(self._opened(x), residual=x))
         return y
@@ -156,8 +201,9 @@ class Program:
     @property
     def width(self) -> int:
         """C."""
-        width: int = self.blocks[0].norms[0].normalized_shape[0]  # type: ignore[assignment, index]
-        return width
+        weight = self.blocks[0].norms[0].weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[0]
 
     def __call__(
         self,
@@ -181,7 +227,7 @@ class Program:
         for i in range(start, len(self.blocks)):
             x = self.blocks[i](x, layout, reads if i == last else None, shared, recompute=recompute)
         read = reads is not None and start <= last
-        x = x if self.last_norm is None else getattr(*self.last_norm)(x)
+        x = x if self.last_norm is None else applied(getattr(*self.last_norm), x)
         if not read:
             x = _of_tokens(x, shared)[:T]
         return x if read or reads is None else x.index_select(0, reads)

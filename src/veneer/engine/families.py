@@ -1,6 +1,7 @@
 """Which module of a family is what: from a backbone of transformers to a `Program`.
 
-A new family is one function here, if its blocks have one of the forms of `veneer.engine.blocks`. What is not known
+A new family is one function here, if its blocks have one of the forms of `veneer.engine.blocks`; Llama and the families
+of its form are in `veneer.engine.decoders`. What is not known
 here, or differs in a detail, gives None and runs through transformers' own forward.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from veneer.engine.activations import activation_of
 from veneer.engine.blocks import Block, Program
+from veneer.engine.decoders import DECODERS, decoder_program
 from veneer.engine.linears import LinearGroup
 from veneer.engine.packing import PackedBatch
 
@@ -22,7 +24,8 @@ __all__ = ["program_of"]
 
 def program_of(backbone: nn.Module) -> Program | None:
     """The program of a backbone, or None."""
-    build = _FAMILIES.get(type(backbone).__name__)
+    name = type(backbone).__name__
+    build = decoder_program if name in DECODERS else _FAMILIES.get(name)
     return None if build is None else build(backbone)
 
 

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from veneer.engine.activations import Activation
 from veneer.engine.frozen import FrozenLinear
+from veneer.engine.gated import Gated
 from veneer.lora.dora import Dora
 from veneer.lora.int8 import Int8Linear, Int8Weight
 from veneer.lora.layers import Layout, LoraLinear, layout_of
@@ -242,8 +243,8 @@ class Joined:
         y.addmm_(h, self.B.t())
         return y, h
 
-    def activated(self, x: Tensor, activation: Activation) -> Tensor:
-        """(T, n) -> (T, M) an activation of `forward`, where nobody wants what stands before it."""
+    def activated(self, x: Tensor, activation: Activation | Gated) -> Tensor:
+        """(T, n) -> (T, M), with a gate half of it: an activation of `forward`, whose input nobody wants later."""
         if self.A is None and activation.after is not None and isinstance(self.frozen, FrozenLinear):
             found = self.frozen.activated(x, self.bias, activation.after)
             if found is not None:

@@ -85,7 +85,8 @@ class Runner:
         if self.program is None:
             raise ConfigError(
                 f"gradient_checkpointing: {type(self.model).__name__} runs {self.mode} through transformers' own "
-                "forward, where Veneer has none; it is there for GPT-2, BERT, RoBERTa, XLM-R, CamemBERT and ELECTRA. "
+                "forward, where Veneer has none; it is there for GPT-2, BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, "
+                "Llama, Mistral, Qwen2, Qwen3, Gemma and Phi-3. "
                 "Use smaller batches with gradient_accumulation instead."
             )
         return replace(self, recompute=True)
