@@ -34,6 +34,9 @@ _RMS = {
 }
 """Names of transformers' classes, and what they add to their weight."""
 
+_PIECE = 2**18
+"""Values that are normed at a time: what stands in fp32 between two passes stays in the cache."""
+
 
 def is_rms(norm: nn.Module) -> bool:
     """Whether a module is one of transformers' root-mean-square norms that are known here, as it was written."""
@@ -49,7 +52,9 @@ def is_plain(norm: nn.Module, x: Tensor) -> bool:
         return False
     if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks:
         return False
-    return is_rms(norm) or (type(norm) is nn.LayerNorm and norm.bias is not None)
+    if is_rms(norm):
+        return x.dtype in (torch.float32, torch.bfloat16)
+    return type(norm) is nn.LayerNorm and norm.bias is not None
 
 
 def applied(norm: nn.Module, x: Tensor) -> Tensor:
@@ -88,6 +93,13 @@ def norm_gradients(
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x (..., C) -> x / sqrt(mean(x^2) + eps) * weight in the dtype of x, and (..., 1) fp32 the inverse roots."""
+    pieces = [_rms(piece, weight, eps) for piece in x.split(max(1, _PIECE * len(x) // max(1, x.numel())))]
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.cat([y for y, _ in pieces]), torch.cat([inverse for _, inverse in pieces])
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide = x.float()
     inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     inverse.add_(eps).rsqrt_()
@@ -99,8 +111,17 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def rms_gradient(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
     """The gradient of the input of `rms` from that of its output.
 
-    With g = grad * weight: inverse * g - x * inverse^3 * mean(g x).
+    With g = grad * weight: inverse * g - x * inverse^3 * mean(g x). A layer norm's gradient for a mean of 0 is this but
+    for the mean of g, which it takes away; on a CPU it is one pass.
     """
+    if grad.device.type == "cpu" and x.ndim == 2:
+        zero = torch.zeros_like(inverse)
+        wide = weight.float()
+        gx: Tensor = _aten.native_layer_norm_backward(
+            grad, x, [x.shape[1]], zero, inverse, wide, None, [True, False, False]
+        )[0]
+        mean = torch.mm(grad, weight.to(grad.dtype).unsqueeze(1)).float()
+        return gx.add_(mean.mul_(inverse).div_(x.shape[1]).to(grad.dtype))
     g = grad.float() * weight.float()
     wide = x.float()
     along = (g * wide).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
