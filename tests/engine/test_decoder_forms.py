@@ -10,6 +10,8 @@ import torch
 from engine.test_decoders import SIZES
 from reference.families import FAMILIES, family_of, texts_of
 from veneer.engine import Runner, pack
+from veneer.engine.allocation import memory_bytes
+from veneer.engine.frozen import has_blocks
 
 ROPES: dict[str, dict[str, Any]] = {
     "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
@@ -82,3 +84,22 @@ def test_a_hook_on_a_part_of_a_block_is_called(where: str) -> None:
     model.model.get_submodule(where).register_forward_hook(lambda *_: calls.append(1))
     runner.hidden_states(batch)
     assert calls
+
+
+@pytest.mark.parametrize(("memory", "kept"), [(2**40, True), (2**10, False)])
+def test_copies_of_weights_are_kept_where_there_is_room(
+    memory: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("veneer.engine.families.memory_bytes", lambda: memory)
+    model = FAMILIES["Llama"].model(dtype=torch.bfloat16).requires_grad_(False)
+    runner = Runner.of(model)
+    assert runner.program is not None
+    block = runner.program.blocks[0]
+    assert [group.in_blocks for group in (block.qkv, block.out, block.up, block.down)] == [kept] * 4
+    states = runner.hidden_states(pack(texts_of((5, 3))))
+    assert block.up.joined(states.dtype).frozen._blocked == (kept and has_blocks())  # type: ignore[union-attr]
+    assert bool(states.isfinite().all())
+
+
+def test_this_machine_says_how_much_memory_it_has() -> None:
+    assert 2**28 < memory_bytes() <= 2**63

@@ -51,6 +51,21 @@ def test_value_and_gradient_are_those_of_the_whole_logits(
     torch.testing.assert_close(gradient, wanted, **TOLERANCE)
 
 
+@pytest.mark.parametrize("few", [1, 3, S])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_how_many_logits_are_in_fp32_at_a_time_changes_no_bit(
+    few: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, targets, head = _case(bias=True, dtype=dtype)
+    found = []
+    for values in (2**30, few * V):
+        monkeypatch.setattr("veneer.engine.token_loss._CACHED_VALUES", values)
+        losses = token_losses(states, targets, head)
+        found.append((losses, *torch.autograd.grad(losses[:, 0].sum(), states)))
+    for whole, parts in zip(*found, strict=True):
+        assert torch.equal(whole, parts)
+
+
 def test_against_float64() -> None:
     states, targets, head = _case()
     found = _summed(states, targets, head, piece=5)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from veneer.engine.activations import activation_of
+from veneer.engine.allocation import memory_bytes
 from veneer.engine.blocks import Block, Program
 from veneer.engine.decoders import DECODERS, decoder_program
 from veneer.engine.linears import LinearGroup
@@ -21,12 +22,27 @@ from veneer.engine.packing import PackedBatch
 
 __all__ = ["program_of"]
 
+_SHARE_OF_COPIES = 0.25
+"""Of the memory: what copies of the weights may take. With more, a base that fits would not fit any more."""
+
 
 def program_of(backbone: nn.Module) -> Program | None:
     """The program of a backbone, or None."""
     name = type(backbone).__name__
     build = decoder_program if name in DECODERS else _FAMILIES.get(name)
-    return None if build is None else build(backbone)
+    program = None if build is None else build(backbone)
+    if program is not None:
+        _leave_room(program)
+    return program
+
+
+def _leave_room(program: Program) -> None:
+    """Keep copies of the weights in another layout, two of each in bf16, only where the machine has room for them."""
+    groups = [group for block in program.blocks for group in (block.qkv, block.out, block.up, block.down)]
+    numbers = sum(p.numel() for group in groups for layer in group.layers for p in layer.parameters())
+    if 2 * 2 * numbers > _SHARE_OF_COPIES * memory_bytes():
+        for group in groups:
+            group.in_blocks = False
 
 
 def _gpt2(backbone: Any) -> Program | None:

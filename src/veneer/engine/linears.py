@@ -43,10 +43,15 @@ class LinearGroup:
 
     The slots are looked into on each call, so attaching, switching, merging or training adapters needs no rebuilding;
     only the weights' place in memory is arranged once.
+
+    Attributes:
+        slots: where the layers hang.
+        in_blocks: whether copies of bf16 weights are kept in the layout that the product wants.
     """
 
     def __init__(self, *slots: Slot) -> None:
         self.slots = slots
+        self.in_blocks = True
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
         self._frozen: dict[tuple[int, int] | None, FrozenLinear | Int8Weight] = {}
@@ -129,7 +134,7 @@ class LinearGroup:
             weight = self._block
             if columns is not None:
                 weight = weight[:, columns] if transposed else weight[columns]
-            self._frozen[key] = FrozenLinear(weight, transposed=transposed)
+            self._frozen[key] = FrozenLinear(weight, transposed=transposed, keep=self.in_blocks)
         return self._frozen[key]
 
     def _frozen_int8(self, bases: Sequence[Int8Linear], columns: slice | None) -> Int8Weight:

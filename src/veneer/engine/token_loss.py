@@ -31,6 +31,9 @@ __all__ = ["logits_of", "token_losses"]
 _PIECE_VALUES = 2**23
 """Logits that exist at a time: 32 MB in fp32."""
 
+_CACHED_VALUES = 2**19
+"""Logits that are in fp32 at a time and go through a dozen passes: 2 MB, so that they stay in the cache."""
+
 
 def logits_of(head: nn.Module, states: Tensor, softcap: float | None = None) -> Tensor:
     """States (n, C) -> logits (n, V), float32; `softcap` c makes them c tanh(z / c), as Gemma 2 does."""
@@ -96,10 +99,18 @@ class _PiecewiseLoss(torch.autograd.Function):
         below = torch.empty_like(losses)
         for start in range(0, len(t), n):
             rows = slice(start, start + n)
-            z = frozen.product(x[rows], b).float()  # (n, V)
-            losses[rows], below[rows] = _scores_then_gradient_(z, t[rows], smooth)
+            z = frozen.product(x[rows], b)  # (n, V)
+            few = max(1, _CACHED_VALUES // z.shape[1])
+            parts = (part.split(few) for part in (z, t[rows], losses[rows], below[rows]))
+            for z_part, t_part, losses_part, below_part in zip(*parts, strict=True):
+                wide = z_part.float()  # itself in fp32
+                found = _scores_then_gradient_(wide, t_part, smooth)
+                losses_part.copy_(found[0])
+                below_part.copy_(found[1])
+                if dx is not None:
+                    z_part.copy_(wide)
             if dx is not None:
-                dx[rows] = frozen.input_gradient(z.to(x.dtype))
+                dx[rows] = frozen.input_gradient(z)
         ctx.save_for_backward(dx)
         ctx.mark_non_differentiable(below)
         return losses, below
