@@ -12,7 +12,7 @@ from small_runs import config, no_pictures
 from veneer.training.estimate import announced, estimate, estimate_run
 from veneer.training.prepare import set_up
 from veneer.training.run import train
-from veneer.training.trial import Trial
+from veneer.training.trial import Trial, run_trial
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_plan_is_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """And whatever a step took, three epochs are three times one."""
     monkeypatch.setattr(Trial, "fitted", lambda _: (0.01, 0.001))
+    monkeypatch.setattr(estimating, "_twice", lambda *given: (run_trial(*given), 0.0))
     run = set_up(config(tmp_path, kind=kind, epochs=3))
     found = estimate_run(run)
     assert found.training_seconds == pytest.approx(0.01 * found.steps + 0.001 * found.tokens)
@@ -35,6 +36,17 @@ def test_the_plan_is_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.trial_steps >= 3
     assert found.fits
     assert found.options == ()
+
+
+def test_what_is_done_once_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trial makes kernels: its steps are not those that all others are worked out from."""
+    took = iter([[3.0, 2.0], [1.0, 1.0], [3.0, 2.0], [5.0, 4.0], [1.0, 1.0]])
+    monkeypatch.setattr(estimating, "run_trial", lambda *_: Trial(0.0, seconds=next(took), tokens=[8, 8]))
+    found, once = estimating._twice(None, [0, 1], 20.0)  # type: ignore[arg-type]
+    assert (found.seconds, once) == ([1.0, 1.0], 3.0)
+    found, once = estimating._twice(None, [0, 1], 9.0)  # type: ignore[arg-type]  # the time is up
+    assert (found.seconds, once) == ([3.0, 2.0], 0.0)
+    assert next(took) == [5.0, 4.0]
 
 
 def test_the_report_says_what_was_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ from veneer.tasks.adapted import length_batches
 from veneer.training.config import TrainConfig
 from veneer.training.memory import available_bytes, peak_bytes, used_bytes
 from veneer.training.prepare import Run, set_up
-from veneer.training.trial import Weights, run_trial
+from veneer.training.trial import Trial, Weights, run_trial
 
 __all__ = ["Estimate", "Option", "announced", "estimate", "estimate_run"]
 
 _TYPICAL = (0.5, 0.1, 0.9, 0.3, 0.7, 0.5, 0.2, 0.8)
 """Places of the trial batches among all batches, by their tokens; the first one warms up."""
+_FOR_BASELINES = ("sklearn.linear_model", "sklearn.feature_extraction.text")
+_FOR_REPORT = ("matplotlib.figure", "matplotlib.backends.backend_svg")
 _SHARE = 0.9  # of the memory there is that a run may fill
 
 
@@ -172,20 +175,23 @@ def estimate_run(run: Run, *, setup_seconds: float = 0.0, budget_s: float = 6.0)
     weights = Weights.of(run)
     before = used_bytes(device)
     typical = [weights.step_at(share) for share in _TYPICAL]
-    trial = run_trial(run, typical, budget_s)
+    trial, once = _twice(run, typical, budget_s)
     heaviest, tried = weights.heaviest, typical[: len(trial.seconds)]
     worked_out = _scaled(before, peak_bytes(device), weights.largest.max() / weights.largest[tried].max())
     available = available_bytes(device)
     measured = worked_out <= _SHARE * available
     if measured:
-        trial.add(run_trial(run, [heaviest], budget_s))
+        trial.add(_twice(run, [heaviest], budget_s)[0])
     per_step, per_token = trial.fitted()
     evaluation = _evaluation_seconds(run, budget_s)
-    peak = max(peak_bytes(device), 0 if measured else worked_out)
-    options = () if peak <= _SHARE * available else _options(run, weights, before, peak, available)
+    peak, end = max(peak_bytes(device), 0 if measured else worked_out), _end_bytes(run)
+    peak += end
+    options = () if peak <= _SHARE * available else _options(run, weights, before + end, peak, available)
     return Estimate(
         setup_seconds=setup_seconds,
-        training_seconds=per_step * len(weights.tokens) * weights.epochs + per_token * weights.all_tokens,
+        training_seconds=per_step * len(weights.tokens) * weights.epochs
+        + per_token * weights.all_tokens
+        + once,
         evaluation_seconds=evaluation,
         steps=run.plan.steps,
         tokens=weights.all_tokens,
@@ -197,6 +203,22 @@ def estimate_run(run: Run, *, setup_seconds: float = 0.0, budget_s: float = 6.0)
         options=options,
         not_counted=("baselines", "report") if run.config.baselines else ("report",),
     )
+
+
+def _twice(run: Run, steps: list[int], budget_s: float) -> tuple[Trial, float]:
+    """The second of two trials of the same steps, and how many seconds longer the first one took.
+
+    Kernels are made when a shape is first seen: that happens once, and not in each step of a run. Where the first trial
+    fills the time that there is, it is taken as it is.
+    """
+    first = run_trial(run, steps, budget_s)
+    took = sum(first.seconds)
+    if took > budget_s / 2:
+        return first, 0.0
+    second = run_trial(run, steps[: len(first.seconds)], budget_s)
+    if len(second.seconds) < len(first.seconds):
+        return first, 0.0
+    return second, max(0.0, took - sum(second.seconds))
 
 
 def _evaluation_seconds(run: Run, budget_s: float) -> float:
@@ -226,6 +248,22 @@ def _answering_seconds(run: Run, name: str, budget_s: float) -> float:
         if seconds > budget_s:
             break
     return seconds / max(1, tokens) * int(lengths.sum())
+
+
+def _end_bytes(run: Run) -> int:
+    """What comes on top when the weights are trained: libraries of baselines and report, and the base once more.
+
+    The finished adapter is loaded from its folder, on an fp32 base of its own, for its golden answers.
+    """
+    device = run.adapted.device
+    if device.type == "cuda":
+        return 0
+    before = used_bytes(device)
+    for name in (*(_FOR_BASELINES if run.config.baselines else ()), *_FOR_REPORT):
+        with contextlib.suppress(ImportError):  # the run itself says what it misses
+            import_module(name)
+    base = sum(4 * p.numel() for p in run.adapted.model.parameters() if not p.requires_grad)
+    return max(0, used_bytes(device) - before) + base
 
 
 def _scaled(before: int, peak: int, share: float) -> int:
