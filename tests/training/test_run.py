@@ -134,6 +134,32 @@ def test_a_stopped_run_saves_and_the_same_call_goes_on(
     assert not unfinished(out).exists()
 
 
+def test_a_run_goes_on_with_the_threads_it_began_with(place: Path, tmp_path: Path) -> None:
+    """Last bits depend on their number; a shell with another OMP_NUM_THREADS, or a busy machine, must not matter."""
+
+    class Counting(Watching):
+        def step(self, info: StepInfo) -> None:
+            counts.append(torch.get_num_threads())
+            super().step(info)
+
+    counts: list[int] = []
+    before = torch.get_num_threads()
+    given, out = config(place), tmp_path / "stopped"
+    whole = train(given.replace(threads=2), out=tmp_path / "whole")
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(Interrupted):
+            train(given, out=out, reporter=Counting(5))
+        torch.set_num_threads(1)
+        done = train(given, out=out, reporter=Counting())
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [2] * 12
+    assert two_files(done.path) == two_files(whole.path)
+    assert TrainConfig.from_yaml(done.path / "config.yaml").threads == 2
+
+
 def test_a_second_signal_ends_at_once(place: Path, tmp_path: Path) -> None:
     class Twice(Watching):
         def step(self, info: StepInfo) -> None:  # noqa: ARG002

@@ -69,6 +69,10 @@ def _init(given: str) -> str | bool:
     return {"true": True, "false": False}.get(given.lower(), given)
 
 
+def _threads(given: str) -> str | int:
+    return int(given) if given.isascii() and given.isdigit() else given
+
+
 DATA = (
     Flag("text-column", "data.text_column", str, "The column to read.", "Data", metavar="NAME"),
     Flag("label-column", "data.label_column", str, "The column to predict.", "Data", metavar="NAME"),
@@ -287,6 +291,15 @@ TRAINING = (
         metavar="HOW",
     ),
     Flag("device", "device", str, "auto, cpu, cuda or mps (auto).", "Training", metavar="NAME"),
+    Flag(
+        "threads",
+        "threads",
+        str,
+        "That compute; auto measures (auto).",
+        "Training",
+        metavar="N",
+        read=_threads,
+    ),
     Flag("seed", "seed", int, "Of new weights, order and dropout (0).", "Training", metavar="N"),
     Flag("no-baselines", "baselines", bool, "Don't compare with simpler means.", "Training", read=_no),
     Flag(

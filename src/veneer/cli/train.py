@@ -133,6 +133,8 @@ def show(console: Console, done: Finished) -> None:
     part = "of which" if trained < done.seconds else "after an earlier part; in all"
     took = f"{duration(done.seconds)}, {part} training {duration(trained)}"
     rates = f"{speed['texts_per_second']:,.0f} texts/s, {speed['tokens_per_second']:,.0f} tokens/s"
+    count = int(facts.training["threads"])
+    rates += f", {count} {'thread' if count == 1 else 'threads'}"
     console.print(
         f"\ntook     {took} ({rates})\n"
         f"adapter  {done.path} ({bytes_text(done.folder.size_bytes)})\n"

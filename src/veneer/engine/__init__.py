@@ -3,5 +3,17 @@
 from veneer.engine.packing import Layout, PackedBatch, pack
 from veneer.engine.precision import Precision, choose_precision
 from veneer.engine.runner import Runner, backbone_of
+from veneer.engine.threads import Threads, choose_threads, own_threads
 
-__all__ = ["Layout", "PackedBatch", "Precision", "Runner", "backbone_of", "choose_precision", "pack"]
+__all__ = [
+    "Layout",
+    "PackedBatch",
+    "Precision",
+    "Runner",
+    "Threads",
+    "backbone_of",
+    "choose_precision",
+    "choose_threads",
+    "own_threads",
+    "pack",
+]

@@ -6,7 +6,7 @@ loads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -59,6 +59,8 @@ class TrainConfig(StrictModel):
                            ("int8-bf16" and "int8-fp32" say which)
     mode                   "packed", "padded", or "auto": packed where it is exact
     device                 "auto", "cpu", "cuda", "mps"
+    threads                that compute, on a CPU; "auto": what OMP_NUM_THREADS says, else by a measurement. The last
+                           bits of a result depend on it: an unfinished run goes on with the number it began with
     seed                   decides the new weights, the order of the texts and the dropout
     checkpoint_every_s     seconds between checkpoints
     trackers               trackers of accelerate, such as "tensorboard", "wandb"
@@ -91,6 +93,7 @@ class TrainConfig(StrictModel):
     precision: Literal["auto", "fp32", "bf16", "int8", "int8-fp32", "int8-bf16"] = "auto"
     mode: Literal["auto", "packed", "padded"] = "auto"
     device: str = "auto"
+    threads: int | Literal["auto"] = "auto"
     seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
     checkpoint_every_s: float = pydantic.Field(default=20.0, gt=0)
     trackers: tuple[str, ...] = ()
@@ -105,6 +108,14 @@ class TrainConfig(StrictModel):
             except ConfigError as error:
                 raise ValueError(str(error).removeprefix("task: ")) from error
         return given
+
+    @pydantic.field_validator("threads", mode="wrap")
+    @classmethod
+    def _some_threads(cls, given: Any, check: Callable[[Any], int | Literal["auto"]]) -> int | Literal["auto"]:
+        """One fault, where the union would report one for each of its members."""
+        if given == "auto" or (isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= 1024):
+            return check(given)
+        raise ValueError('expected a number of threads, 1 to 1024, or "auto"')
 
     @pydantic.field_validator("lora")
     @classmethod
@@ -126,6 +137,8 @@ class TrainConfig(StrictModel):
         Raises:
             ConfigError: the file can't be read, is no mapping, or has unknown keys or wrong values: all listed.
         """
+        if not path.is_file():
+            raise ConfigError(f"There is no file {path} (a configuration, in YAML).")
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -15,7 +15,7 @@ import torch
 from veneer.data.choices import Choice, counted
 from veneer.data.prepared import PreparedData
 from veneer.data.sources import Source
-from veneer.engine import Precision, choose_precision
+from veneer.engine import Precision, choose_precision, choose_threads
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import ConfigError
 from veneer.models import Base, load_base
@@ -83,6 +83,8 @@ def set_up(
 ) -> Run:
     """Read the data, load the base, attach the adapter, tokenise.
 
+    Sets PyTorch's number of threads (`config.threads`) for the whole process; `own_threads` gives it back.
+
     Args:
         config: as given; resolved values in it are kept.
         device: where to compute.
@@ -114,6 +116,7 @@ def set_up(
     warnings += making.notes.warnings
     precision = choose_precision(config.precision, torch.device(device))
     config = _resolved(config, kind, options, prepared, base, precision, choices)
+    config = config.replace(threads=_threads_set(config, device, choices))
     say("attaching the adapter")
     adapted = adapt(
         base,
@@ -152,6 +155,14 @@ def set_up(
     )
     prefixes = _prefixes(adapted, stores, config, choices, say)
     return Run(config, prepared, adapted, stores, plan, prefixes, choices, warnings)
+
+
+def _threads_set(config: TrainConfig, device: str, choices: list[Choice]) -> int:
+    found = choose_threads(config.threads, torch.device(device))
+    torch.set_num_threads(found.count)
+    if config.threads == "auto":
+        choices.append(Choice("threads", str(found.count), found.reason))
+    return found.count
 
 
 def _batch_size(store: Encoded, choices: list[Choice]) -> int:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 
 from veneer.adapter import refuse_existing
-from veneer.engine import choose_precision
+from veneer.engine import choose_precision, choose_threads, own_threads
 from veneer.errors import ConfigError, Interrupted
 from veneer.files import write_text
 from veneer.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
@@ -83,6 +83,7 @@ class Quiet:
         """Nothing."""
 
 
+@own_threads()
 def train(
     config: TrainConfig,
     *,
@@ -255,12 +256,16 @@ def _accelerator(config: TrainConfig, logs: Path) -> Any:
 
 def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:
     """The same for every process: what each would measure for itself is measured by the first."""
-    if accelerator.num_processes == 1 or config.precision not in ("auto", "int8"):
+    if accelerator.num_processes == 1:
         return config
     from accelerate.utils import broadcast_object_list
 
-    found: list[str] = [choose_precision(config.precision, accelerator.device).setting]
-    return config.replace(precision=broadcast_object_list(found)[0])
+    changes: dict[str, Any] = {}
+    if config.precision in ("auto", "int8"):
+        changes["precision"] = choose_precision(config.precision, accelerator.device).setting
+    if config.threads == "auto":
+        changes["threads"] = choose_threads("auto", accelerator.device).count
+    return config.replace(**broadcast_object_list([changes])[0])
 
 
 def _together(stopped: Callable[[], bool], accelerator: Any) -> Callable[[], bool]:
