@@ -32,8 +32,9 @@ from veneer.errors import (
     UserMistake,
     VeneerError,
 )
-from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.adapted import Adapted
 from veneer.tasks.golden import replay
+from veneer.tasks.loading import load
 from veneer.training.run import train
 
 TEXTS = ["win a free prize now", "thanks", "the film is great and you love it, the film is great", "call 77"]
@@ -198,6 +199,32 @@ def test_a_folder_of_peft_without_a_head_is_refused(trained: dict[str, Path], tm
     theirs.save_pretrained(tmp_path / "theirs")
     with pytest.raises(AdapterError, match="holds no classification head"):
         load(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("sentence", True), ("bert", False)])
+def test_a_folder_that_lost_its_veneer_json(
+    trained: dict[str, Path], kind: str, refused: bool, tmp_path: Path
+) -> None:
+    """Read without it, mean pooling would be the first token's: wrong answers. Where transformers' class reads the same
+    way, the logits are the same, and only the labels' names are lost."""
+    shutil.copytree(trained[kind], tmp_path / "lost")
+    (tmp_path / "lost" / "veneer.json").unlink()
+    if refused:
+        with pytest.raises(AdapterError, match=r"lacks its veneer\.json"):
+            load(tmp_path / "lost")
+        return
+    expected = logits(load(trained[kind], precision="fp32"))
+    torch.testing.assert_close(logits(load(tmp_path / "lost", precision="fp32")), expected, **EXACT)
+
+
+def test_a_number_that_was_damaged_too_little_for_the_golden_inputs_is_seen(copied: Path) -> None:
+    path = copied / TENSORS
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # the lowest bit of a number
+    path.write_bytes(data)
+    with pytest.raises(DriftError, match="is not the file that was written with"):
+        load(copied)
+    assert load(copied, verify=False).predict(["a text"])
 
 
 # --- strict reading -------------------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ from cli.command import veneer
 from every_task import ENTRIES, Entry
 from small_runs import no_pictures, two_files
 from veneer.models.forms import HEAD_CLASSES
-from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import Encoded, Outputs
 from veneer.tasks.evaluating import evaluate
 from veneer.tasks.golden import golden_rows
+from veneer.tasks.loading import load
 from veneer.tasks.merged import merge_adapter
 from veneer.tasks.registry import KINDS
 from veneer.training.config import TrainConfig

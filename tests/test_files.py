@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from veneer import files
-from veneer.errors import VeneerError
+from veneer.errors import UserMistake, VeneerError
 from veneer.files import replacing_file, replacing_folder, write_bytes, write_text
 
 
@@ -177,3 +177,37 @@ def test_files_can_be_read_by_others(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder")
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
+
+
+_HOLD = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from veneer.files import only_one
+with only_one(Path(sys.argv[2])):
+    print("inside", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_only_one_process_writes_a_place_and_a_killed_one_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
+    place, source = tmp_path / "adapters" / "a", str(Path(files.__file__).parents[1])
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, source, str(place)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "inside\n"
+        with (
+            pytest.raises(UserMistake, match=r"Another process is writing .*adapters"),
+            files.only_one(place),
+        ):
+            pass
+        with files.only_one(tmp_path / "adapters" / "b"):
+            pass
+        other.kill()
+    with files.only_one(place):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cache"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         unmerge,
     )
     from veneer.models import load_base
-    from veneer.tasks.adapted import load
+    from veneer.tasks.loading import load
     from veneer.tasks.writing import load_writer
     from veneer.training.api import train
     from veneer.training.config import TrainConfig
@@ -64,7 +64,7 @@ _HOMES = {
     "count_parameters": "veneer.lora",
     "detach": "veneer.lora",
     "disabled": "veneer.lora",
-    "load": "veneer.tasks.adapted",
+    "load": "veneer.tasks.loading",
     "load_base": "veneer.models",
     "load_writer": "veneer.tasks.writing",
     "merge": "veneer.lora",

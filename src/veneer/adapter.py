@@ -12,6 +12,7 @@ tensors and JSON; it computes nothing and knows no task.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ __all__ = ["AdapterFolder", "BaseFacts", "Facts", "Golden", "read_adapter", "wri
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "veneer.json"
 FORMAT = 1
+_METADATA = {"format": "pt", "veneer": FACTS}
+"""In the tensors' file: it was written with a veneer.json beside it. PEFT and transformers read "format" alone."""
 _PICKLES = ("adapter_model.bin", "pytorch_model.bin", "adapter_model.pt", "adapter_model.pth")
 
 
@@ -80,6 +83,7 @@ class Facts(StrictModel):
     speed             seconds, texts a second, and where it ran
     exactness         precision, packed or padded, with the reasons
     golden            answers to replay
+    tensors_hash      of adapter_model.safetensors, "sha256:..."; None in folders of before it was kept
     versions          of Veneer, torch, transformers
     """
 
@@ -96,6 +100,7 @@ class Facts(StrictModel):
     speed: dict[str, Any] = pydantic.Field(default_factory=dict)
     exactness: dict[str, Any] = pydantic.Field(default_factory=dict)
     golden: Golden | None = None
+    tensors_hash: str | None = None
     versions: dict[str, str] = pydantic.Field(default_factory=dict)
 
 
@@ -108,12 +113,16 @@ class AdapterFolder:
         peft_config: the content of adapter_config.json.
         tensors: PEFT's names -> tensors, all finite.
         facts: the content of veneer.json; None for a folder that PEFT wrote.
+        tensors_hash: of the tensors' file as it is now, "sha256:...".
+        ours: whether Veneer wrote the tensors' file.
     """
 
     path: Path
     peft_config: dict[str, Any]
     tensors: dict[str, Tensor]
     facts: Facts | None
+    tensors_hash: str = ""
+    ours: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -142,8 +151,10 @@ def write_adapter(
     with replacing_folder(path) as folder:
         write_text(folder / CONFIG, json.dumps(dict(peft_config), indent=2, sort_keys=True) + "\n")
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_bytes(folder / TENSORS, save_tensors(contiguous, metadata={"format": "pt"}))
-        write_text(folder / FACTS, facts.model_dump_json(indent=2) + "\n")
+        data = _ordered(save_tensors(contiguous, metadata=_METADATA))
+        write_bytes(folder / TENSORS, data)
+        hashed = facts.replace(tensors_hash=_hash(data))
+        write_text(folder / FACTS, hashed.model_dump_json(indent=2) + "\n")
         for name, content in (extra_files or {}).items():
             write_bytes(folder / name, content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -178,11 +189,34 @@ def read_adapter(path: Path) -> AdapterFolder:
             "save_pretrained(..., safe_serialization=True)."
         )
     config = _read_json(path / CONFIG, faults)
-    tensors = _read_tensors(path / TENSORS, faults)
+    data = (path / TENSORS).read_bytes() if (path / TENSORS).is_file() else None
+    tensors = _read_tensors(data, faults)
     facts = _read_facts(path / FACTS, faults)
-    if faults:
+    if faults or data is None:
         raise AdapterError(f"{path} can't be used as an adapter:", faults)
-    return AdapterFolder(path, config, tensors, facts)
+    return AdapterFolder(path, config, tensors, facts, _hash(data), "veneer" in _metadata(data))
+
+
+def _hash(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file, its metadata in a fixed order; the library's own order is another in each process."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    head = json.loads(data[8:end])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    written = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode("utf-8").ljust(end - 8)
+    assert len(written) == end - 8, "the same parts, in another order"
+    return data[:8] + written + data[end:]
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself: its head is a length of 8 bytes and JSON."""
+    found: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get(
+        "__metadata__", {}
+    )
+    return found
 
 
 def _read_json(path: Path, faults: list[str]) -> dict[str, Any]:
@@ -200,14 +234,14 @@ def _read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     return found
 
 
-def _read_tensors(path: Path, faults: list[str]) -> dict[str, Tensor]:
-    if not path.is_file():
-        faults.append(f"{path.name} is missing")
+def _read_tensors(data: bytes | None, faults: list[str]) -> dict[str, Tensor]:
+    if data is None:
+        faults.append(f"{TENSORS} is missing")
         return {}
     try:
-        tensors = load_tensors(path.read_bytes())
+        tensors = load_tensors(data)
     except (SafetensorError, ValueError) as error:
-        faults.append(f"{path.name} is not a whole safetensors file ({error})")
+        faults.append(f"{TENSORS} is not a whole safetensors file ({error})")
         return {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from veneer.errors import ConfigError, UserMistake, VeneerError
 __all__ = [
     "cache_folder",
     "cache_root",
+    "only_one",
     "refuse_existing",
     "replacing_file",
     "replacing_folder",
@@ -52,6 +55,38 @@ def cache_folder(*parts: str) -> Path:
             "Set VENEER_CACHE to a folder that you may write to."
         ) from error
     return folder
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Inside, no other process on this machine is inside for the same path. A process that dies lets go of it.
+
+    What is locked is a file in the cache, so that nothing is left beside `path`.
+
+    Raises:
+        UserMistake: another process is inside.
+    """
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:40]
+    with (cache_folder("locks") / name).open("a+b") as file:
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            raise UserMistake(
+                f"Another process is writing {path} at this moment. Wait for it, stop it, or choose another place "
+                "with --out."
+            ) from error
+        yield
+
+
+def _lock(handle: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from command import veneer
 from docs_json import documented
 from tiny_adapter import Trained
 
-from veneer.tasks.adapted import load
+from veneer.tasks.loading import load
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, trained: Train
     def broken(*_: object, **__: object) -> None:
         raise KeyError("surprise")
 
-    monkeypatch.setattr("veneer.tasks.adapted.load", broken)
+    monkeypatch.setattr("veneer.tasks.loading.load", broken)
     done = veneer("predict", trained.adapter, "x", "--json")
     assert done.code == 1
     assert "KeyError: 'surprise'" in done.err
@@ -83,7 +83,7 @@ def test_ctrl_c_outside_of_training(monkeypatch: pytest.MonkeyPatch, trained: Tr
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("veneer.tasks.adapted.load", stopped)
+    monkeypatch.setattr("veneer.tasks.loading.load", stopped)
     done = veneer("predict", trained.adapter, "x")
     assert done.code == 130
     assert "Traceback" not in done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -42,6 +43,13 @@ def test_every_documented_key_is_there_and_the_other_way_round(trained: Trained)
     assert set(trained.said) == documented("train")
 
 
+def test_a_dry_run_gives_its_object_on_standard_output_alone(trained: Trained) -> None:
+    done = veneer("train", trained.table, "--dry-run", "--json", *trained.tiny)
+    assert done.code == 0, done.err
+    assert done.json["fits"] is True
+    assert "total_seconds" not in done.err
+
+
 def test_what_was_inferred_is_told_on_standard_error(trained: Trained) -> None:
     told = " ".join(trained.told.split())
     assert "text column text" in told
@@ -56,6 +64,7 @@ def test_the_result_for_people_fits_into_80_columns(trained: Trained, tmp_path: 
     lines = [line for line in done.out.splitlines() if str(tmp_path) not in line]
     assert max(map(len, lines)) <= 80
     assert "95 % interval" in done.out
+    assert re.search(r"texts/s, [\d,]+ tokens/s, 1 thread$", done.out, re.MULTILINE)
     assert "veneer predict" in done.out
     assert "report.html" in done.out
 
@@ -107,7 +116,7 @@ MISTAKES = [
     (["--batch-sise", "4"], "--batch-sise", "--batch-size"),
     (["--target-modules", "query,valeu"], "'valeu' matches no module", "'value'"),
     (["--device", "cuda:99"], "cuda", "cpu"),
-    (["--config", "nowhere.yaml"], "nowhere.yaml", "No such file"),
+    (["--config", "nowhere.yaml"], "nowhere.yaml", "There is no file"),
 ]
 
 

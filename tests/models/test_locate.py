@@ -37,6 +37,7 @@ def test_a_folder_is_found_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        (__file__, "test_locate.py is a file. Give a model folder"),
         ("./no/such", "There is no folder ./no/such. Give a model folder, or a hub name"),
         ("/no/such", "There is no folder /no/such"),
         ("~/no-such-folder", "There is no folder ~/no-such-folder"),

@@ -17,8 +17,8 @@ from bases import tiny_bert
 from small_adapters import TEXTS, written
 from veneer.adapter import read_adapter
 from veneer.errors import AdapterError, ConfigError, UserMistake
-from veneer.tasks.adapted import load
 from veneer.tasks.combined import combine_adapters
+from veneer.tasks.loading import load
 
 QUERY = "base_model.model.bert.encoder.layer.1.attention.self.query"
 

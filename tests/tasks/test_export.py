@@ -19,8 +19,8 @@ from bases import tiny_bert, tiny_gpt2
 from small_adapters import LABELS, TEXTS, written
 from veneer.errors import DriftError, MissingExtraError, UserMistake
 from veneer.tasks import exported as exported_module
-from veneer.tasks.adapted import load
 from veneer.tasks.exported import export_adapter
+from veneer.tasks.loading import load
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 needs_onnx = pytest.mark.skipif(

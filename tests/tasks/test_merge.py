@@ -24,7 +24,7 @@ from veneer.errors import BaseError, DriftError, UserMistake
 from veneer.lora import LoraConfig, adapter_parameters, attach
 from veneer.models import content_hash, load_base
 from veneer.tasks import merged as merged_module
-from veneer.tasks.adapted import load
+from veneer.tasks.loading import load
 from veneer.tasks.merged import merge_adapter, merge_into_base_
 
 CASES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {

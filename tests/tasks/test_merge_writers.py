@@ -21,9 +21,9 @@ from small_writers import GOLDEN, peft_writer, written_writer
 from veneer.errors import AdapterError, DriftError, UserMistake
 from veneer.models import content_hash
 from veneer.tasks import replayed
-from veneer.tasks.adapted import load
 from veneer.tasks.combined import combine_adapters
 from veneer.tasks.exported import export_adapter
+from veneer.tasks.loading import load
 from veneer.tasks.merged import merge_adapter
 from veneer.tasks.templates import Template
 from veneer.tasks.writing import load_writer

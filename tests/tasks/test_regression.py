@@ -21,10 +21,10 @@ from small_runs import config, no_pictures
 from veneer.data.config import DataConfig
 from veneer.data.sources import Source
 from veneer.errors import ConfigError
-from veneer.tasks.adapted import load
 from veneer.tasks.base import Encoded
 from veneer.tasks.encoding import TokenLists
 from veneer.tasks.inference import infer_kind
+from veneer.tasks.loading import load
 from veneer.tasks.regression import KIND, Regression
 from veneer.training.config import TrainConfig
 from veneer.training.finish import Finished

@@ -17,8 +17,8 @@ from small_writers import peft_writer, written_writer
 from veneer.engine.generation import Sampling
 from veneer.errors import UserMistake
 from veneer.lora import active_adapters
-from veneer.tasks.adapted import load
 from veneer.tasks.chat import Chat
+from veneer.tasks.loading import load
 from veneer.tasks.templates import Template
 from veneer.tasks.writing import Writer, load_writer
 

@@ -26,10 +26,11 @@ from veneer.engine import pack
 from veneer.lora import LoraConfig, adapter_parameters, adapter_state_dict
 from veneer.models import load_base
 from veneer.models.forms import HeadSpec
-from veneer.tasks.adapted import adapt, load
+from veneer.tasks.adapted import adapt
 from veneer.tasks.evaluating import evaluate
 from veneer.tasks.instruction_data import InstructionOptions, prepare
 from veneer.tasks.instructions import Instructions
+from veneer.tasks.loading import load
 from veneer.tasks.rendered import NOT_READ
 from veneer.tasks.templates import ALPACA, Template
 from veneer.training.api import train

@@ -11,7 +11,7 @@ import torch
 from small_runs import config, no_pictures, two_files
 from veneer.errors import Interrupted
 from veneer.lora import held_in_int8
-from veneer.tasks.adapted import load
+from veneer.tasks.loading import load
 from veneer.training.config import TrainConfig
 from veneer.training.estimate import estimate
 from veneer.training.loop import StepInfo

@@ -21,7 +21,7 @@ import torch
 from small_runs import config, messages, no_pictures, two_files
 from veneer.adapter import read_adapter
 from veneer.errors import CheckpointError, ConfigError, Interrupted, UserMistake
-from veneer.tasks import adapted
+from veneer.tasks import loading
 from veneer.training import run as run_module
 from veneer.training.checkpoint import latest_checkpoint
 from veneer.training.config import TrainConfig
@@ -158,6 +158,24 @@ def test_a_run_goes_on_with_the_threads_it_began_with(place: Path, tmp_path: Pat
     assert counts == [2] * 12
     assert two_files(done.path) == two_files(whole.path)
     assert TrainConfig.from_yaml(done.path / "config.yaml").threads == 2
+
+
+def test_two_runs_do_not_write_one_place(place: Path, tmp_path: Path) -> None:
+    """Each would delete the other's checkpoints."""
+    given, out = config(place), tmp_path / "adapter"
+    refused: list[str] = []
+
+    class Second(Watching):
+        def step(self, info: StepInfo) -> None:
+            super().step(info)
+            if info.step == 2:
+                with pytest.raises(UserMistake, match="Another process is writing") as caught:
+                    train(given, out=out)
+                refused.append(str(caught.value))
+
+    done = train(given, out=out, reporter=Second())
+    assert len(refused) == 1
+    assert two_files(done.path) == two_files(train(given, out=tmp_path / "alone").path)
 
 
 def test_a_second_signal_ends_at_once(place: Path, tmp_path: Path) -> None:
@@ -384,8 +402,8 @@ def test_the_revision_of_a_hub_base_goes_with_the_adapter(place: Path, tmp_path:
     done = train(config(place, base_revision="v2"), out=tmp_path / "adapter")
     assert done.folder.peft_config["revision"] == "v2"
     asked: list[str | None] = []
-    plain = adapted.load_base
+    plain = loading.load_base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapted, "load_base", lambda *a, **k: asked.append(k["revision"]) or plain(*a, **k))
-        adapted.load(done.path)
+        patch.setattr(loading, "load_base", lambda *a, **k: asked.append(k["revision"]) or plain(*a, **k))
+        loading.load(done.path)
     assert asked == ["v2"]

@@ -28,6 +28,19 @@ def test_flags_win_over_the_file_also_inside(tmp_path: Path) -> None:
     assert (found.epochs, found.data.seed, found.data.source, found.lora["r"]) == (5, 7, "a.csv", 4)
 
 
+@pytest.mark.parametrize("given", [0, -1, True, 2.5, "many", 4096])
+def test_threads_are_a_number_or_auto(given: Any) -> None:
+    assert TrainConfig.parse(DATA | {"threads": 3}).threads == 3
+    with pytest.raises(ConfigError, match=f"threads.*{given}.*1 to 1024") as caught:
+        TrainConfig.parse(DATA | {"threads": given})
+    assert "faults" not in str(caught.value)
+
+
+def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no file .*none\.yaml"):
+        TrainConfig.from_yaml(tmp_path / "none.yaml")
+
+
 def test_lora_defaults_of_a_run() -> None:
     found = TrainConfig.parse(DATA).lora
     assert found["r"] == 16

@@ -61,15 +61,16 @@ class Output:
     def result(self, value: dict[str, Any], show: Callable[[Console], None]) -> None:
         """The result: as one JSON object, or as `show` prints it."""
         if self.json:
-            print_json(value)
+            print_json(value, self._stdout)
         else:
             show(_console(self._stdout))
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """One object on one line of standard output."""
-    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    sys.stdout.write(json.dumps(value, ensure_ascii=not utf8, allow_nan=False) + "\n")
+def print_json(value: dict[str, Any], stream: Any = None) -> None:
+    """One object on one line of `stream`; None: standard output as it is now."""
+    stream = stream or sys.stdout
+    utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
+    stream.write(json.dumps(value, ensure_ascii=not utf8, allow_nan=False) + "\n")
 
 
 def print_error(text: str) -> None:

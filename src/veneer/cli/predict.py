@@ -69,7 +69,7 @@ def predict(
 
 def loaded(adapter: Path, settings: Mapping[str, Any]) -> Adapted:
     """The adapter on its base, as the flags of `LOADING` say."""
-    from veneer.tasks.adapted import load
+    from veneer.tasks.loading import load
 
     return load(
         adapter,

@@ -131,12 +131,11 @@ def show(console: Console, done: Finished) -> None:
     speed = facts.speed
     trained = speed["training_seconds"]  # of all calls, where the run was stopped and went on
     part = "of which" if trained < done.seconds else "after an earlier part; in all"
-    took = f"{duration(done.seconds)}, {part} training {duration(trained)}"
-    rates = f"{speed['texts_per_second']:,.0f} texts/s, {speed['tokens_per_second']:,.0f} tokens/s"
     count = int(facts.training["threads"])
-    rates += f", {count} {'thread' if count == 1 else 'threads'}"
     console.print(
-        f"\ntook     {took} ({rates})\n"
+        f"\ntook     {duration(done.seconds)}, {part} training {duration(trained)}\n"
+        f"speed    {speed['texts_per_second']:,.0f} texts/s, {speed['tokens_per_second']:,.0f} tokens/s, "
+        f"{count} {'thread' if count == 1 else 'threads'}\n"
         f"adapter  {done.path} ({bytes_text(done.folder.size_bytes)})\n"
         f"report   open {done.path / 'report.html'}\n"
         f"next     {done.commands[0]}",

@@ -57,6 +57,8 @@ def locate(name: str, *, revision: str | None = None, weights: bool = True) -> L
         if not (folder / "config.json").is_file():
             raise BaseError(f"{name} is a folder without a config.json, so it is not a transformers model.")
         return Location(str(folder), folder, "local")
+    if folder.is_file():
+        raise BaseError(f"{name} is a file. Give a model folder, or a hub name such as {DEFAULT_BASE}.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BaseError(
             f"There is no folder {name}. Give a model folder, or a hub name such as {DEFAULT_BASE}."

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,34 +20,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from veneer.adapter import AdapterFolder, Facts, read_adapter
+from veneer.adapter import Facts
 from veneer.data.ragged import Ragged
 from veneer.engine import PackedBatch, Precision, Runner, choose_precision
-from veneer.engine.device import choose_device
 from veneer.engine.packing import Layout
 from veneer.engine.precision import PrecisionName
 from veneer.engine.prefix import PrefixStore
-from veneer.errors import AdapterError, BaseError
 from veneer.lora import (
     AttachReport,
     LoraConfig,
     attach,
-    load_adapter_state_dict,
-    lora_config_from_peft,
 )
-from veneer.models import Base, cast_frozen_, load_base
-from veneer.models.heads import native_pooling
+from veneer.models import Base, cast_frozen_
 from veneer.tasks.base import Answer, Encoded, Input, Outputs, Task, TokenSequences, packed_rows
 from veneer.tasks.encoding import encode_texts
-from veneer.tasks.golden import replay
-from veneer.tasks.registry import kind_named, kind_of_peft, task_from_facts
+from veneer.tasks.registry import kind_named
 from veneer.tasks.rounded import round_base_
 
 if TYPE_CHECKING:
     from veneer.tasks.kind import Kind
     from veneer.tasks.writing import Writer
 
-__all__ = ["Adapted", "adapt", "load"]
+__all__ = [
+    "Adapted",
+    "adapt",
+]
 
 _MAX_BATCH_TOKENS = 4096
 _MAX_BATCH_TEXTS = 256
@@ -292,65 +288,6 @@ def adapt(
     return Adapted(base, runner, task, lora, report, limit, precision)
 
 
-def load(
-    path: str | Path,
-    *,
-    base: str | None = None,
-    precision: PrecisionName = "auto",
-    mode: Literal["auto", "packed", "padded"] = "auto",
-    device: torch.device | str = "cpu",
-    verify: bool = True,
-) -> Adapted:
-    """Load an adapter folder, ours or PEFT's.
-
-    Args:
-        path: the folder.
-        base: where its base lies, if not where adapter_config.json says.
-        precision: dtype of the frozen base; "auto" measures.
-        mode: packed, padded, or packed where that is exact.
-        device: where to compute; "auto": a GPU where there is one.
-        verify: replay the golden answers.
-
-    Raises:
-        AdapterError: faults of the folder, or of its tensors against the base, all listed.
-        BaseError: the base can't be found, or is not the one that the adapter was trained on.
-        DriftError: the adapter does not answer as it did when it was stored.
-    """
-    folder = read_adapter(Path(path))
-    lora = lora_config_from_peft(folder.peft_config)
-    facts = folder.facts
-    task = kind_of_peft(folder).of_peft(folder, None) if facts is None else _stored_task(facts)
-    name = base or folder.peft_config.get("base_model_name_or_path")
-    if not name:
-        raise AdapterError(f"{folder.path} does not say which base it belongs to. Name it with --base.")
-    revision = None if base else folder.peft_config.get("revision")
-    found = load_base(str(name), head=task.head, revision=revision)
-    if facts is None:  # a folder that PEFT wrote: read as transformers' own class for this base reads
-        if found.spec.form == "sequence":
-            found = found.with_pooling(native_pooling(found.model))
-        task = kind_of_peft(folder).of_peft(folder, found)
-    else:
-        _check_base(found, facts)
-    adapted = adapt(
-        found,
-        task,
-        lora,
-        max_length=_max_length(folder),
-        precision="fp32",
-        mode=mode,
-        device=choose_device(device),
-        strict=False,  # PEFT names heads that this model need not have; the tensors are held against it below
-    )
-    load_adapter_state_dict(adapted.model, folder.tensors)
-    if verify and folder.facts is not None and folder.facts.golden is not None:
-        replay(adapted, folder.facts.golden)
-    chosen = round_base_(found, choose_precision(precision, adapted.device))
-    cast_frozen_(adapted.model, chosen.dtype, keep=found.float32_modules)
-    return Adapted(
-        found, adapted.runner, task, lora, adapted.report, adapted.max_length, chosen, facts=folder.facts
-    )
-
-
 def length_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Rows in batches of similar length, the longest first (so that a lack of memory shows at once)."""
     order = np.argsort(-lengths, kind="stable")
@@ -360,28 +297,3 @@ def length_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         batches.append(order[start : start + texts])
         start += texts
     return batches
-
-
-def _stored_task(facts: Facts) -> Task:
-    return task_from_facts(facts.task, facts.task_facts)
-
-
-def _max_length(folder: AdapterFolder) -> int | None:
-    return None if folder.facts is None else folder.facts.max_length
-
-
-def _check_base(base: Base, facts: Facts) -> None:
-    pairs = (
-        ("weights", base.content_hash, facts.base.content_hash),
-        ("tokenizer", base.tokenizer_hash, facts.base.tokenizer_hash),
-    )
-    faults = [
-        f"the hash of its {what} is {found[:23]}..., the adapter was trained on {expected[:23]}..."
-        for what, found, expected in pairs
-        if found != expected
-    ]
-    if faults:
-        raise BaseError(
-            f"{base.name} is not the base of this adapter ({facts.base.name}): {'; '.join(faults)}. "
-            "Name the right one with --base."
-        )

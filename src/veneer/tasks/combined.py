@@ -33,10 +33,11 @@ from veneer.lora import (
 )
 from veneer.models.forms import HEAD_CLASSES
 from veneer.models.heads import native_pooling
-from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import Input
 from veneer.tasks.golden import golden_of
 from veneer.tasks.leaving_pages import combined_page
+from veneer.tasks.loading import load
 
 __all__ = ["CombinedFolder", "combine_adapters"]
 

@@ -23,11 +23,12 @@ from veneer.errors import MissingExtraError, UserMistake
 from veneer.files import refuse_existing, replacing_folder, write_bytes, write_text
 from veneer.models.heads import native_pooling
 from veneer.models.load import load_tokenizer
-from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.adapted import Adapted
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift, Reference, classification_of
 from veneer.tasks.encoding import encode_texts
 from veneer.tasks.leaving_pages import onnx_page, peft_page, peft_task_page
+from veneer.tasks.loading import load
 from veneer.tasks.merged import is_plain_classifier, merge_into_base_, write_tokenizer
 from veneer.tasks.onnx_graph import graph_runner, write_graph
 from veneer.tasks.plain import PlainClassifier

@@ -24,11 +24,12 @@ from veneer.models import Base, load_base
 from veneer.models.hashing import weight_files
 from veneer.models.heads import Pooling, native_pooling
 from veneer.models.load import first_line, quiet
-from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.adapted import Adapted
 from veneer.tasks.classification import Classification
 from veneer.tasks.drift import Drift, Reference, classification_of
 from veneer.tasks.encoding import encode_texts, special_ends
 from veneer.tasks.leaving_pages import merged_page, merged_task_page
+from veneer.tasks.loading import load
 from veneer.tasks.plain import plain_logits
 from veneer.tasks.replayed import Replay
 from veneer.tasks.templates import Template

@@ -36,7 +36,8 @@ def kind_named(name: str) -> Kind:
     names = [kind.name for kind in KINDS]
     if name not in names:
         known = "; ".join(f"{kind.name}: {kind.says}" for kind in KINDS)
-        raise ConfigError(f"task: there is no task {name!r}. {nearest(name, names) or ''} Known: {known}.")
+        said = " ".join(filter(None, [nearest(name, names), f"Known: {known}."]))
+        raise ConfigError(f"task: there is no task {name!r}. {said}")
     return KINDS[names.index(name)]
 
 

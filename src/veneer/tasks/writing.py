@@ -23,7 +23,8 @@ from veneer.errors import DataError, UserMistake
 from veneer.lora import disabled
 from veneer.models import Base, cast_frozen_, load_base
 from veneer.models.forms import HeadSpec
-from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.adapted import Adapted
+from veneer.tasks.loading import load
 from veneer.tasks.prompting import Prompt, answer_ends, only_text, prompt_ids, text_ids, turns_of
 from veneer.tasks.rounded import round_base_
 from veneer.tasks.templates import Template, choose_template

@@ -111,7 +111,9 @@ class TrainConfig(StrictModel):
 
     @pydantic.field_validator("threads", mode="wrap")
     @classmethod
-    def _some_threads(cls, given: Any, check: Callable[[Any], int | Literal["auto"]]) -> int | Literal["auto"]:
+    def _some_threads(
+        cls, given: Any, check: Callable[[Any], int | Literal["auto"]]
+    ) -> int | Literal["auto"]:
         """One fault, where the union would report one for each of its members."""
         if given == "auto" or (isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= 1024):
             return check(given)

@@ -26,10 +26,11 @@ from veneer.evaluation.verdict import Verdict, verdict_of
 from veneer.lora import adapter_state_dict, peft_config_dict
 from veneer.models.forms import HEAD_CLASSES
 from veneer.models.heads import native_pooling
-from veneer.tasks.adapted import Adapted, load
+from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import Input, Outputs
 from veneer.tasks.golden import golden_of
 from veneer.tasks.kind import Findings, Told
+from veneer.tasks.loading import load
 from veneer.training.loop import Trained
 from veneer.training.pages import pages
 from veneer.training.prepare import Run

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ import torch
 from veneer.adapter import refuse_existing
 from veneer.engine import choose_precision, choose_threads, own_threads
 from veneer.errors import ConfigError, Interrupted
-from veneer.files import write_text
+from veneer.files import only_one, write_text
 from veneer.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.finish import Finished, finish, measure
@@ -112,6 +112,22 @@ def train(
     refuse_existing(place, overwrite=overwrite)
     folder = place.parent / f".{place.name}.run"
     accelerator = _accelerator(config, place.parent / "logs" / place.name)
+    with only_one(place) if accelerator.is_main_process else nullcontext():
+        return _written(config, place, folder, accelerator, reporter, began, overwrite=overwrite, fresh=fresh)
+
+
+def _written(
+    config: TrainConfig,
+    place: Path,
+    folder: Path,
+    accelerator: Any,
+    reporter: Reporter,
+    began: float,
+    *,
+    overwrite: bool,
+    fresh: bool,
+) -> Finished:
+    """The run itself, with `place` and its unfinished state in `folder` to itself."""
     if fresh and accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
     accelerator.wait_for_everyone()
