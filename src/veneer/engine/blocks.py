@@ -189,6 +189,12 @@ class Program:
     blocks: Sequence[Block]
     last_norm: Slot | None
 
+    def forget_(self) -> None:
+        """Let go of the weights that were arranged, which are about to be replaced (see `LinearGroup.forget_`)."""
+        for block in self.blocks:
+            for group in (block.qkv, block.out, block.up, block.down):
+                group.forget_()
+
     def ready(self, start: int = 0) -> bool:
         """Whether a call from block `start` on can run in this form now (see `LinearGroup.ready`)."""
         return all(block.ready() for block in self.blocks[start:])

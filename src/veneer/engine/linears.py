@@ -61,6 +61,10 @@ class LinearGroup:
         """What hangs in the slots now."""
         return [getattr(parent, name) for parent, name in self.slots]
 
+    def forget_(self) -> None:
+        """Let go of the weights that were arranged; the next call arranges what is there then."""
+        self._block, self._stamp, self._frozen = None, (), {}
+
     def ready(self) -> bool:
         """Whether a call can run as a group now.
 

@@ -76,6 +76,11 @@ class Runner:
             raise interface.NotPackableError(f"this base can't run packed: {found}")
         return cls(model, "padded", found)
 
+    def forget_(self) -> None:
+        """Let go of the weights that were arranged for the check at start-up: they are about to be cast."""
+        if self.program is not None:
+            self.program.forget_()
+
     def recomputing(self) -> Runner:
         """The same with gradient checkpointing.
 

@@ -282,6 +282,8 @@ def adapt(
     report = attach(model, lora, seed=seed, strict=strict)
     precision = round_base_(base, precision)
     runner = Runner.of(model, mode=mode)
+    if precision.dtype is not torch.float32:
+        runner.forget_()
     cast_frozen_(model, precision.dtype, keep=base.float32_modules)
     model.to(device)
     limit = base.max_length if max_length is None else min(max_length, base.max_length)
