@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from engine.test_program import LIMIT, POOLINGS, loss, shake_
 from reference.families import FAMILIES, LENGTHS, WINDOW, Family, differences, family_of, result_of, texts_of
+from reference.peft_oracle import KINDS as OF_PEFT
 from reference.peft_oracle import compare_with_peft
 from veneer.engine import Runner, pack
 from veneer.engine.beginnings import beginnings_of
@@ -105,7 +106,9 @@ def test_gradient_checkpointing(kind: str, lengths: str) -> None:
     check(adapted(kind), LENGTHS[lengths], "last", recompute=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", sorted(KINDS.keys() - set(OF_PEFT))
+)  # those are in `test_engine_families.py`
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_lora_has_the_loss_and_gradients_of_peft(kind: str) -> None:
     for lengths in ("mixed", "long"):

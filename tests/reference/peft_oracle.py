@@ -14,8 +14,8 @@ from veneer.engine import Runner
 from veneer.lora import LoraConfig, attach, load_adapter_state_dict
 from veneer.models.heads import head_modules, native_pooling
 
-KINDS = ("BERT", "GPT-2", "Llama")
-"""A family of each kind: encoder, decoder with Conv1D, decoder with grouped queries."""
+KINDS = ("BERT", "GPT-2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
+"""A family of each kind: encoder, decoder with Conv1D, decoder with grouped queries and what its relatives have."""
 
 
 def compare_with_peft(
