@@ -84,7 +84,7 @@ def load(
         replay(adapted, folder.facts.golden)
         _check_tensors(folder, folder.facts)
     chosen = round_base_(found, choose_precision(precision, adapted.device))
-    if chosen.dtype is not torch.float32:
+    if chosen.name != "fp32":
         adapted.runner.forget_()
     cast_frozen_(adapted.model, chosen.dtype, keep=found.float32_modules)
     return Adapted(

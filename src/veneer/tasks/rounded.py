@@ -43,6 +43,11 @@ def round_base_(base: Base, precision: Precision) -> Precision:
             f"precision int8: {type(base.model).__name__} has no linear layers in blocks that could be rounded. "
             "Use bf16."
         )
+    if (
+        precision.dtype is torch.float32
+    ):  # nothing more is cast, and what lies in the mapped file keeps all of it
+        for parameter in base.model.parameters():
+            parameter.data = parameter.data.clone()
     found = _states(base.model)
     mean = float((found - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt())
     most = float((found - exact).abs().max() / exact.abs().max())
