@@ -66,6 +66,7 @@ def test_what_the_old_folder_held_is_gone(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "was not written: the disk is full. What stood there before is untouched"),
         (errno.EDQUOT, "was not written: the disk is full"),
+        (errno.EFBIG, "larger than this system or this shell"),
         (errno.EROFS, "Choose a folder that you may write to"),
         (errno.EACCES, "Choose a folder that you may write to"),
     ],

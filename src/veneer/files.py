@@ -220,6 +220,11 @@ def _explained(path: Path) -> Iterator[None]:
                 f"{path} was not written: the disk is full. What stood there before is untouched. "
                 "Free some space and run the same command again."
             ) from error
+        if error.errno == errno.EFBIG:
+            raise VeneerError(
+                f"{path} was not written: a file of it is larger than this system or this shell (ulimit -f) allows. "
+                "What stood there before is untouched."
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise VeneerError(
                 f"{path} was not written: {error.strerror}. Choose a folder that you may write to (--out)."

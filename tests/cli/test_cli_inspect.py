@@ -38,6 +38,15 @@ def test_evaluate_for_people(trained: Trained) -> None:
     assert max(map(len, done.out.splitlines())) <= 80
 
 
+def test_a_label_that_no_row_has_is_told(trained: Trained, tmp_path: Path) -> None:
+    table = tmp_path / "one.csv"
+    table.write_text("text,label\nthanks for the help,ham\nlove this film,ham\n")
+    done = veneer("evaluate", trained.adapter, table, "--json")
+    assert done.code == 0, done.err
+    assert "no row has the label 'spam'" in done.err
+    assert "no row has" not in veneer("evaluate", trained.adapter, trained.table).err
+
+
 def test_the_rows_of_training_are_not_measured_unseen(trained: Trained, tmp_path: Path) -> None:
     own = veneer("evaluate", trained.adapter, trained.table)
     assert "is the file that this adapter was trained on" in own.err

@@ -84,9 +84,10 @@ def test_ctrl_c_outside_of_training(monkeypatch: pytest.MonkeyPatch, trained: Tr
         raise KeyboardInterrupt
 
     monkeypatch.setattr("veneer.tasks.loading.load", stopped)
-    done = veneer("predict", trained.adapter, "x")
+    done = veneer("predict", trained.adapter, "x", "--json")
     assert done.code == 130
-    assert "Traceback" not in done.err
+    assert done.err == "error: interrupted; nothing was half written.\n"
+    assert done.json["error"]["type"] == "Interrupted"
 
 
 def test_no_colour_and_no_terminal_mean_no_escape_codes(trained: Trained) -> None:

@@ -73,7 +73,7 @@ def evaluate(
     began = time.perf_counter()
     encoded = adapted.task.encode(found.rows, adapted.base.tokenizer, adapted.max_length)
     metrics = adapted.task.metrics(adapted.outputs_of(encoded, progress=progress), encoded)
-    warnings = (*found.warnings, *_seen_before(adapted, path))
+    warnings = (*found.warnings, *_seen_before(adapted, path), *_labels_without_rows(metrics.to_json()))
     return Evaluated(metrics, len(found.rows), found.choices, warnings, time.perf_counter() - began)
 
 
@@ -94,3 +94,15 @@ def _seen_before(adapted: Adapted, path: Path) -> list[str]:
             f"{path} is the file that this adapter was trained on, so these numbers flatter. Use other rows."
         ]
     return []
+
+
+def _labels_without_rows(metrics: Mapping[str, Any]) -> list[str]:
+    """A warning where some labels of the adapter can't be measured: macro-F1 is then another figure than it seems."""
+    names = [row["label"] for row in metrics.get("per_label") or () if row.get("support") == 0]
+    if not names or "macro_f1" not in metrics:
+        return []
+    listed = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    return [
+        f"no row has the label {listed}, so nothing is measured about it; macro-F1 counts such a label as 0 where it "
+        "was answered, and leaves it out else."
+    ]
