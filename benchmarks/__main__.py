@@ -93,7 +93,8 @@ def run(names: Sequence[str], options: argparse.Namespace):  # type: ignore[no-u
                 left_out[name] = str(error)
                 continue
             off = ABLATIONS.get(name, ()) if options.ablation else ()
-            made = materials.shortened(made, effort.ablation_texts) if off else made
+            enough = effort.ablation_texts if workload.train else effort.ablation_texts // 10
+            made = materials.shortened(made, enough) if off else made
             for some in (off[i : i + _AT_ONCE] for i in range(0, len(off), _AT_ONCE)):
                 try:
                     switched = [(switch,) for switch in some]

@@ -48,7 +48,7 @@ class Effort:
         gemm_s: seconds for the GEMM rate of one dtype.
         steps: steps of a round; None: by `round_s`.
         texts: use only so many texts; None: all.
-        ablation_texts: so many for the sides with a technique switched off, so that a prefix is soon made.
+        ablation_texts: so many for the sides with a technique switched off, a tenth of them for a prediction.
     """
 
     rounds: int = 4
@@ -62,7 +62,7 @@ class Effort:
     @property
     def ablation(self) -> Effort:
         """Shorter, for a side of ours with a technique switched off; a round is ours' own."""
-        return replace(self, rounds=max(1, self.rounds - 1), round_s=self.round_s / 4, gemm_s=0.2)
+        return replace(self, rounds=max(1, self.rounds - 1), round_s=self.round_s / 4, warm_up=1, gemm_s=0.2)
 
 
 FULL = Effort()
