@@ -20,7 +20,8 @@ import torch
 
 from small_runs import config, messages, no_pictures, two_files
 from veneer.adapter import read_adapter
-from veneer.errors import CheckpointError, ConfigError, Interrupted, UserMistake
+from veneer.errors import CheckpointError, ConfigError, DriftError, Interrupted, UserMistake
+from veneer.lora import adapter_state_dict
 from veneer.tasks import loading
 from veneer.training import run as run_module
 from veneer.training.checkpoint import latest_checkpoint
@@ -212,6 +213,30 @@ def test_changed_data_under_an_unfinished_run_is_refused(tmp_path: Path) -> None
     messages(tmp_path / "messages.csv", rows=70)
     with pytest.raises(CheckpointError, match="an unfinished run with another data"):
         train(given, out=out)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_what_is_stored_answers_as_what_was_trained(place: Path, tmp_path: Path, precision: str) -> None:
+    done = train(config(place, epochs=1, precision=precision), out=tmp_path / "adapter")
+    assert done.facts.exactness["stored"] == "the same numbers as the model in memory, for 8 inputs"
+
+
+def test_something_learnt_that_is_not_stored_is_found(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter is written without what one of its layers learnt: a complete folder, with other answers."""
+
+    def forgetful(model: Any) -> dict[str, torch.Tensor]:
+        state = adapter_state_dict(model)
+        name = max(name for name in state if "lora_B" in name)
+        return state | {name: torch.zeros_like(state[name])}
+
+    monkeypatch.setattr("veneer.training.finish.adapter_state_dict", forgetful)
+    with pytest.raises(
+        DriftError, match=r"does not answer as the model that was trained: on 8 inputs its numbers"
+    ):
+        train(config(place, epochs=3, learning_rate=0.02), out=tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_an_adapter_that_stands_there_is_not_replaced_unasked(place: Path, tmp_path: Path) -> None:

@@ -6,19 +6,23 @@ This file knows an `Adapted` and what it answers; where the answers are stored i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from veneer.adapter import Golden
 from veneer.errors import AdapterError, DriftError
+from veneer.models import cast_frozen_
 from veneer.tasks.base import Encoded, Input, Outputs
+from veneer.tasks.rounded import round_base_
 
 if TYPE_CHECKING:
     from veneer.tasks.adapted import Adapted
 
-__all__ = ["GOLDEN_TOLERANCE", "golden_of", "golden_rows", "replay"]
+__all__ = ["GOLDEN_TOLERANCE", "golden_of", "golden_rows", "replay", "stored_drift"]
 
 GOLDEN_TOLERANCE = 2e-3  # fp32 logits on another processor, whose sums have another order
 
@@ -33,6 +37,37 @@ def golden_rows(adapted: Adapted, inputs: Sequence[Input]) -> list[NDArray[np.fl
     """All numbers of the head for each input, one after the other, whatever their shape is."""
     encoded = adapted.encode_inputs(inputs)
     return _of_each_example(adapted.outputs_of(encoded), encoded)
+
+
+def stored_drift(trained: Adapted, again: Adapted, inputs: Sequence[Input]) -> float:
+    """Hold what was trained against what was loaded again from its folder: the largest difference of a number.
+
+    Args:
+        trained: the adapter as it was trained, in any precision.
+        again: the folder, loaded in fp32 on a base of its own; its frozen weights get `trained`'s precision, in place.
+        inputs: golden ones.
+
+    Raises:
+        DriftError: they differ by more than rounding, so that something of the model is not in the folder.
+    """
+    found = golden_rows(trained, inputs)
+    chosen = round_base_(again.base, trained.precision)
+    cast_frozen_(again.model, chosen.dtype, keep=again.base.float32_modules)
+    stored = golden_rows(replace(again, precision=chosen), inputs)
+    values, loaded = np.concatenate(found), np.concatenate(stored)
+    largest = (
+        float(np.abs(values - loaded).max(initial=0.0)) if values.shape == loaded.shape else float("nan")
+    )
+    elsewhere = 25 if trained.device != again.device and chosen.dtype != torch.float32 else 1
+    limit = elsewhere * GOLDEN_TOLERANCE * max(1.0, float(np.abs(values).max(initial=0.0)))
+    if not largest <= limit:  # so that NaN is too far as well
+        raise DriftError(
+            f"The adapter folder does not answer as the model that was trained: on {len(inputs)} inputs its numbers "
+            f"differ by {largest:.1e} (limit {limit:.1e}), loaded in the same precision, {chosen.name}. Something that "
+            "was learnt is not in the folder, so no adapter was written. Please report it with the base's name and the "
+            "configuration."
+        )
+    return largest
 
 
 def _of_each_example(outputs: Outputs, encoded: Encoded) -> list[NDArray[np.float32]]:

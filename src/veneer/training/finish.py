@@ -28,7 +28,7 @@ from veneer.models.forms import HEAD_CLASSES
 from veneer.models.heads import native_pooling
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import Input, Outputs
-from veneer.tasks.golden import golden_of
+from veneer.tasks.golden import golden_of, stored_drift
 from veneer.tasks.kind import Findings, Told
 from veneer.tasks.loading import load
 from veneer.training.loop import Trained
@@ -139,7 +139,7 @@ def finish(
     first_step_s: float,
     overwrite: bool,
 ) -> Finished:
-    """Write the adapter folder, with golden answers taken from the folder itself.
+    """Write the adapter folder, with golden answers taken from the folder itself and held against the trained model's.
 
     Args:
         run, trained, measured: what was done.
@@ -147,6 +147,9 @@ def finish(
         began: `time.monotonic()` at the start of the run.
         first_step_s: seconds from the start to the end of the first step.
         overwrite: whether an adapter there may be replaced.
+
+    Raises:
+        DriftError: what was written does not answer as what was trained.
     """
     found = findings_of(run, trained, measured)
     if run.adapted.kind.seal_ is not None:
@@ -165,7 +168,10 @@ def finish(
     shutil.rmtree(staging, ignore_errors=True)
     write_adapter(staging, peft_config=peft_config, tensors=tensors, facts=facts)
     again = load(staging, base=str(adapted.base.folder), precision="fp32", mode=run.config.mode)
-    facts = facts.replace(golden=golden_of(again, _golden_inputs(run)))
+    inputs = _golden_inputs(run)
+    facts = facts.replace(golden=golden_of(again, inputs))
+    drift = stored_drift(adapted, again, inputs)
+    facts = facts.replace(exactness={**facts.exactness, "stored": _says_of_stored(drift, len(inputs))})
     size = read_adapter(staging).size_bytes
     seconds = time.monotonic() - began
     facts = facts.replace(speed={**facts.speed, "seconds": round(seconds, 3)})
@@ -246,6 +252,11 @@ def machine() -> str:
     return (
         f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+
+
+def _says_of_stored(drift: float, inputs: int) -> str:
+    same = f"the same numbers as the model in memory, for {inputs} inputs"
+    return same if drift == 0 else f"{same}, but for {drift:.0e}"
 
 
 def _exactness(run: Run) -> dict[str, str]:

@@ -179,4 +179,5 @@ def _exactness(facts: Facts) -> tuple[str, ...]:
         f"{precision}: {told['precision_reason']}.",
         f"Batches were {told['mode']}: {told['mode_reason']}.",
         f"Dropout in the frozen base: {told['base_dropout']}.",
+        f"The adapter folder, loaded again, gives {told['stored']}.",
     )
