@@ -23,6 +23,7 @@ from torch.testing import assert_close
 from cli.command import veneer
 from every_task import ENTRIES, Entry
 from small_runs import no_pictures, two_files
+from veneer.data.ragged import Ragged
 from veneer.models.forms import HEAD_CLASSES
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import Encoded, Outputs
@@ -175,6 +176,14 @@ def test_it_answers_alone_and_by_command(made: Made) -> None:
     assert {key: found[key] for key in answers[0]} == answers[0]
     plain = veneer("predict", made.done.path, *made.entry.command, "--precision", "fp32")
     assert (plain.code, len(plain.out.splitlines())) == (0, 1), plain.err
+    every = veneer(
+        "predict", made.done.path, *made.entry.command, "--all-probabilities", "--precision", "fp32"
+    )
+    if made.entry.kind == "classification":
+        assert (every.code, every.out.count("\t") > plain.out.count("\t")) == (0, True)
+    else:
+        assert every.code != 0
+        assert f"an adapter for {made.entry.kind} gives a text no labels to choose from" in every.err
 
 
 def test_a_file_is_answered_row_by_row(made: Made, tmp_path: Path) -> None:
@@ -272,15 +281,44 @@ def test_peft_gives_the_same_numbers_and_the_same_answers(made: Made) -> None:
             found = found[:, 0]
         scale = max(1.0, float(np.abs(expected).max()))
         assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=0, atol=2e-4 * scale)
-    if adapted.task.head.form == "sequence":
-        answers = adapted.task.answers(np.stack(theirs), encoded)
-        for answer, expected in zip(answers, adapted.predict(made.entry.inputs), strict=True):
-            for key in adapted.task.answer_keys:
-                assert answer[key] == (
-                    pytest.approx(expected[key], abs=1e-3)
-                    if isinstance(expected[key], float)
-                    else expected[key]
-                )
+    expected_answers = adapted.predict(made.entry.inputs)
+    if adapted.task.head.form == "causal":
+        assert [written_by_peft(made, adapted, one) for one in made.entry.inputs] == expected_answers
+        return
+    together = np.stack(theirs) if adapted.task.per == "text" else Ragged.of(theirs, np.float32)
+    answers = adapted.task.answers(together, encoded)
+    for answer, expected in zip(answers, expected_answers, strict=True):
+        same_answer(answer, expected)
+
+
+def same_answer(found: Any, expected: Any) -> None:
+    """Equal, whatever is nested in them, fractions to 1e-3."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            same_answer(found[key], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            same_answer(one, other)
+    else:
+        assert found == (pytest.approx(expected, abs=1e-3) if isinstance(expected, float) else expected)
+
+
+def written_by_peft(made: Made, adapted: Adapted, asked: Any) -> dict[str, str]:
+    """What PEFT's model writes greedily after a prompt, by transformers' own `generate`."""
+    tokenizer: Any = adapted.base.tokenizer
+    ids = torch.as_tensor(np.asarray(adapted.encode_inputs([asked])[0]).astype(np.int64))[None]
+    settings = transformers.GenerationConfig(
+        do_sample=False,
+        max_new_tokens=adapted.task.answer_tokens,  # type: ignore[attr-defined]
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    found = peft_model(made).generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+    )
+    return {"answer": tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)}
 
 
 def test_the_stored_answers_are_replayed(made: Made) -> None:

@@ -16,12 +16,17 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from bases import tiny_bert, tiny_gpt2
+from every_task import ENTRIES, Entry
 from small_adapters import LABELS, TEXTS, written
+from small_runs import no_pictures
 from veneer.errors import DriftError, MissingExtraError, UserMistake
-from veneer.tasks import exported as exported_module
+from veneer.tasks import exported_texts
 from veneer.tasks.exported import export_adapter
 from veneer.tasks.loading import load
+from veneer.training.config import TrainConfig
+from veneer.training.run import train
 
+PAIRED = ("the first text", "the second text")
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in _PACKAGES),
@@ -62,6 +67,7 @@ def test_the_graph_answers_as_the_adapter(
         "multi_label": kind == "bert",
         "threshold": 0.5 if kind == "bert" else None,
         "max_length": 24,
+        "inputs": ["text"],
     }
     adapted = load(adapter, precision="fp32")
     session = onnxruntime.InferenceSession(str(done.path / "model.onnx"))
@@ -88,10 +94,8 @@ def test_the_graph_answers_as_the_adapter(
 def test_a_graph_that_drifts_is_not_left_behind(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported_module, "_write_graph", lambda path, *_: path.write_bytes(b""))
-    monkeypatch.setattr(
-        exported_module, "_run_graph", lambda _, reference, __: reference.logits + np.float32(np.nan)
-    )
+    monkeypatch.setattr(exported_texts, "write_graph", lambda path, *_, **__: path.write_bytes(b""))
+    monkeypatch.setattr(exported_texts, "_run", lambda _, replay, __: replay.outputs + np.float32(np.nan))
     with pytest.raises(DriftError, match="The ONNX graph does not answer as the adapter does"):
         export_adapter(bert, tmp_path / "out", format="onnx")
     assert list(tmp_path.iterdir()) == []
@@ -155,3 +159,78 @@ def test_what_is_refused(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match="holds an adapter already"):
         export_adapter(bert, done.path, format="peft")
     assert export_adapter(bert, done.path, format="peft", overwrite=True).files == done.files
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", ["numbers", "pairs", "similar pairs"])
+def test_the_graph_of_a_trained_task_answers_as_the_adapter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the code of its README.md, which is all that a stranger has."""
+    no_pictures(monkeypatch)
+    entry = ENTRIES[name]
+    path = trained(entry, tmp_path)
+    done = export_adapter(path, tmp_path / "onnx", format="onnx")
+    assert done.drift is not None
+    assert (done.drift.texts, done.drift.changed) == (8, 0)
+    assert done.drift.largest < 1e-4  # fp32; numbers up to thirty
+    code = (
+        (done.path / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    )
+    asked = entry.inputs[0]
+    texts = (asked,) if isinstance(asked, str) else tuple(asked.values())
+    for blank, text in zip(("the text to classify",) if len(texts) == 1 else PAIRED, texts, strict=True):
+        assert blank in code
+        assert ("token_type_ids" in code) == (len(texts) == 2)
+        code = code.replace(blank, text)
+    monkeypatch.chdir(done.path)
+    said: list[Any] = []
+    exec(compile(code, "README.md", "exec"), {"print": said.append})
+    adapted = load(path, precision="fp32")
+    (answer,) = adapted.predict([asked])
+    expected = answer[adapted.task.answer_keys[0]]
+    assert said == [pytest.approx(expected, abs=1e-4) if isinstance(expected, float) else expected]
+
+
+@needs_onnx
+def test_answers_to_questions_have_no_graph_and_their_peft_folder_is_read_as_peft_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pictures(monkeypatch)
+    entry = ENTRIES["answers"]
+    path = trained(entry, tmp_path)
+    with pytest.raises(
+        UserMistake, match="works for classification, regression and entities; this adapter is for"
+    ):
+        export_adapter(path, tmp_path / "onnx", format="onnx")
+    assert not (tmp_path / "onnx").exists()
+    (said,) = export_adapter(path, tmp_path / "peft", format="peft").warnings
+    assert "PEFT's own class for answers (0.21) drops" in said
+    encoded = load(path, precision="fp32").encode_inputs(entry.inputs)
+    base = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    assert encoded.segments is not None
+    ids, types = (
+        torch.as_tensor(np.asarray(part[0]).astype(np.int64))[None] for part in (encoded, encoded.segments)
+    )
+    with torch.no_grad():
+        theirs = model(input_ids=ids, token_type_ids=types)
+        typed = model.base_model(input_ids=ids, token_type_ids=types)
+    for folder, expected in ((tmp_path / "peft", theirs), (path, typed)):
+        ours = load(folder, precision="fp32")
+        found = ours.outputs_of(ours.encode_inputs(entry.inputs))[0]
+        wanted = torch.stack([expected.start_logits, expected.end_logits], -1)[0]
+        assert_close(torch.as_tensor(found), wanted, rtol=0, atol=1e-4)
+    assert float((theirs.start_logits - typed.start_logits).abs().max()) > 1e-3
+
+
+def trained(entry: Entry, folder: Path) -> Path:
+    """An adapter of an entry, trained for an epoch on a base whose tokenizer gives token types, in `folder`/base."""
+    source, base = entry.write(folder), entry.base(folder / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (base / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    given: dict[str, Any] = {
+        "data": {"source": str(source)}, "base": str(base), "epochs": 1, "precision": "fp32", "baselines": False,
+    }  # fmt: skip
+    return train(TrainConfig.parse(given), out=folder / "adapter").path

@@ -107,6 +107,7 @@ def _rows(
     from veneer.tasks.answering import answer_texts, open_inputs, read_lines
 
     adapted = loaded(adapter, settings)
+    _labels_asked_for(adapted, settings)
     lines: Iterable[tuple[dict[str, Any], Input]]
     if settings["file"] is not None:
         stream = open_inputs(adapted, settings["file"], _columns(settings))
@@ -118,6 +119,24 @@ def _rows(
         settings = _with_context(output, settings)
         lines = [({}, _given(adapted, text, settings)) for text in texts]
     return adapted.task.answer_keys, answer_texts(adapted, lines)
+
+
+def _labels_asked_for(adapted: Adapted, settings: Mapping[str, Any]) -> Sequence[str]:
+    """The labels of which each has a probability, where --all-probabilities is given.
+
+    Raises:
+        UserMistake: it is given, and a text has no label of this adapter's.
+    """
+    if not settings["all_probabilities"]:
+        return ()
+    task = adapted.task
+    labels = task.facts().get("labels") if task.head.form == "sequence" else None
+    if labels:
+        return tuple(labels)
+    own = "; each has its score." if task.name in ("entities", "answers") else "."
+    raise UserMistake(
+        f"--all-probabilities: an adapter for {task.name} gives a text no labels to choose from. Leave it out{own}"
+    )
 
 
 def _with_context(output: Output, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -170,14 +189,14 @@ def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> 
 
         check_out(out, overwrite=settings["overwrite"])
         adapted = loaded(adapter, settings)
-        labels = adapted.task.facts().get("labels") or ()
+        labels = _labels_asked_for(adapted, settings)
         with Counter(output, "rows") as counter:
             done = answer_file(
                 adapted,
                 settings["file"],
                 out,
                 columns=_columns(settings),
-                all_probabilities=labels if settings["all_probabilities"] else (),
+                all_probabilities=labels,
                 overwrite=settings["overwrite"],
                 progress=counter,
             )

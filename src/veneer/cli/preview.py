@@ -102,7 +102,8 @@ def _show(console: Console, found: Preview) -> None:
     console.print()
     if any(found.label_counts.values()):
         console.print(_label_table(found))
-    console.print("\ntokens of a training text, special tokens included", style="dim")
+        console.print()
+    console.print("tokens of a training text, special tokens included", style="dim")
     for low, bound, n in _bins(found.histogram):
         most = max(n for _, n in found.histogram)
         bar = "█" * round(_BAR * n / most) or ("▏" if n else "")
@@ -142,9 +143,12 @@ def _label_table(found: Preview) -> Any:
 
 
 def _bins(histogram: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
-    low = 1
+    """First and last number of tokens of each bin, and its texts; without the empty ones at the beginning."""
+    low, some = 1, False
     for bound, n in histogram:
-        yield low, bound, n
+        some = some or n > 0
+        if some:
+            yield low, bound, n
         low = bound + 1
 
 

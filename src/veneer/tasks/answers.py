@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from veneer.adapter import AdapterFolder
 from veneer.data.preview import PreviewText
@@ -25,7 +25,7 @@ from veneer.data.ragged import Ragged
 from veneer.engine.packing import Layout
 from veneer.evaluation.answers import AnswerMetrics, answer_metrics, best_threshold, question_scores
 from veneer.models import Base
-from veneer.models.forms import HeadSpec, token_logits
+from veneer.models.forms import HeadSpec
 from veneer.tasks.answer_pages import answer_baselines, answer_card, answer_findings, windows_told
 from veneer.tasks.answer_rows import AnswerOptions, claims, labelled_questions, prepare
 from veneer.tasks.asked import INPUTS, asked_of, encode_asked, encode_questions, pieces, shown_question
@@ -33,13 +33,14 @@ from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreFor
 from veneer.tasks.best_spans import Candidates, best_spans
 from veneer.tasks.kind import Headline, Kind, Making
 from veneer.tasks.span_loss import mean_span_loss, packed_span_loss
+from veneer.tasks.token_head import TokenHead
 from veneer.tasks.windows import full_lengths
 
 __all__ = ["KIND", "AnswerOptions", "Answers"]
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(TokenHead):
     """The task's own facts.
 
     Attributes:
@@ -102,16 +103,6 @@ class Answers:
     def reads(self, layout: Layout, targets: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """Every token."""
         return None
-
-    def outputs(
-        self,
-        model: nn.Module,
-        states: Tensor,
-        layout: Layout,  # noqa: ARG002
-        targets: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """(T, 2) start and end logits, float32."""
-        return token_logits(model, states.float())
 
     def loss(self, outputs: Tensor, targets: Tensor, layout: Layout) -> Tensor:
         """Mean over the windows of the cross-entropies of start and end, over each window's own tokens."""

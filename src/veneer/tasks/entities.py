@@ -30,7 +30,7 @@ from veneer.engine.packing import Layout
 from veneer.errors import DataError, nearest
 from veneer.evaluation.entities import EntityCounts, EntityMetrics, count_entities, entity_metrics, micro_f1
 from veneer.models import Base
-from veneer.models.forms import HeadSpec, token_logits
+from veneer.models.forms import HeadSpec
 from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreForm, Targets
 from veneer.tasks.encoding import token_shower
 from veneer.tasks.entity_pages import entity_baselines, entity_card, entity_findings, entity_lines
@@ -45,6 +45,7 @@ from veneer.tasks.entity_rows import (
 from veneer.tasks.entity_words import ReadWords, answer_of, given_words, of_words
 from veneer.tasks.kind import Headline, Kind, Labelled, Making
 from veneer.tasks.pooling import head_outputs
+from veneer.tasks.token_head import TokenHead
 from veneer.tasks.word_tokens import READ, UNREAD, WordTokens, whole_text, word_tokens
 
 __all__ = ["KIND", "Entities"]
@@ -53,7 +54,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Entities:
+class Entities(TokenHead):
     """The task's own facts.
 
     Attributes:
@@ -163,16 +164,6 @@ class Entities:
     def reads(self, layout: Layout, targets: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """(S,) the first token of each word."""
         return None if targets is None else torch.nonzero(targets != UNREAD).squeeze(1)
-
-    def outputs(
-        self,
-        model: nn.Module,
-        states: Tensor,
-        layout: Layout,  # noqa: ARG002
-        targets: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """(S, K) logits, float32."""
-        return token_logits(model, states.float()).float()
 
     def loss(self, outputs: Tensor, targets: Tensor, layout: Layout) -> Tensor:  # noqa: ARG002
         """Cross-entropy, the mean over the labelled words."""

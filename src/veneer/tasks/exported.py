@@ -1,42 +1,33 @@
 """From an adapter folder to what other programs read: an ONNX graph, or PEFT's two files and nothing else.
 
-The ONNX graph is the plain padded computation with merged weights, its pooling and head inside; it is run with
-onnxruntime on the golden inputs before it is put into place. This file joins adapters and formats; it knows no
-terminal.
-
-Shapes: B texts, L tokens of the longest, K labels.
+A graph is run with onnxruntime on the golden inputs before it is put into place. This file chooses formats and places;
+it knows no terminal.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from veneer.adapter import CONFIG, TENSORS, read_adapter
 from veneer.errors import MissingExtraError, UserMistake
 from veneer.files import refuse_existing, replacing_folder, write_bytes, write_text
 from veneer.models.heads import native_pooling
-from veneer.models.load import load_tokenizer
 from veneer.tasks.adapted import Adapted
-from veneer.tasks.classification import Classification
-from veneer.tasks.drift import Drift, Reference, classification_of
-from veneer.tasks.encoding import encode_texts
-from veneer.tasks.leaving_pages import onnx_page, peft_page, peft_task_page
+from veneer.tasks.drift import Drift
+from veneer.tasks.exported_entities import write_entities
+from veneer.tasks.exported_texts import write_texts
+from veneer.tasks.leaving_pages import peft_page, peft_task_page
 from veneer.tasks.loading import load
-from veneer.tasks.merged import is_plain_classifier, merge_into_base_, write_tokenizer
-from veneer.tasks.onnx_graph import graph_runner, write_graph
-from veneer.tasks.plain import PlainClassifier
+from veneer.tasks.merged import is_plain_classifier
 
 __all__ = ["ExportFormat", "Exported", "export_adapter"]
 
 ExportFormat = Literal["onnx", "peft"]
 MODEL, LABELS = "model.onnx", "labels.json"
+_ASKED = ({"question": "a", "context": "b"},)
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -82,8 +73,8 @@ def export_adapter(
 
     Raises:
         MissingExtraError: "onnx" without the packages of the extra.
-        UserMistake: something stands at `out`; an unknown format; "onnx" of an adapter that neither classifies nor
-            finds entities.
+        UserMistake: something stands at `out`; an unknown format; "onnx" of an adapter that writes or
+            answers questions.
         DriftError: the graph does not answer as the adapter does. Nothing is left.
         AdapterError, BaseError: as for `load`.
     """
@@ -111,50 +102,14 @@ def export_adapter(
 
 def _write_onnx(folder: Path, name: str, adapted: Adapted) -> Drift:
     if adapted.task.head.form == "tokens":
-        from veneer.tasks.exported_entities import write_entities
-
         return write_entities(folder, name, adapted, graph=MODEL, labels=LABELS)
-    task = classification_of(adapted, "veneer export --format onnx")
-    reference = Reference.of(adapted)
-    merge_into_base_(adapted)
-    write_tokenizer(folder, adapted)
-    _write_graph(folder / MODEL, adapted, task, reference.ids[0][0])
-    labels = {
-        "labels": list(task.labels),
-        "multi_label": task.multi_label,
-        "threshold": task.threshold if task.multi_label else None,
-        "max_length": adapted.max_length,
-    }
-    write_text(folder / LABELS, json.dumps(labels, indent=2, ensure_ascii=False) + "\n")
-    stored = encode_texts(load_tokenizer(folder), reference.texts, adapted.max_length)
-    reference.check_tokens(stored, what="The ONNX export")
-    drift = reference.drift(_run_graph(folder / MODEL, reference, adapted), what="The ONNX graph")
-    write_text(folder / "README.md", onnx_page(name, adapted, task, drift))
-    return drift
-
-
-def _write_graph(path: Path, adapted: Adapted, task: Classification, token: int) -> None:
-    """The graph of opset 18; batch and length are free."""
-    model: Any = adapted.model
-    model.config.use_cache = False
-    module = PlainClassifier(model, task.pooling).eval()
-    write_graph(
-        path, module, token=token, padding=int(model.config.pad_token_id or 0), name=type(model).__name__
+    if adapted.task.head.form == "sequence":
+        return write_texts(folder, name, adapted, graph=MODEL, labels=LABELS)
+    raise UserMistake(
+        "veneer export --format onnx works for classification, regression and entities; this adapter is for "
+        f"{adapted.task.name}. Merge it (veneer merge) and export the model with another tool, or use it with PEFT: "
+        "its folder is an ordinary PEFT adapter."
     )
-
-
-def _run_graph(path: Path, reference: Reference, adapted: Adapted) -> NDArray[np.float32]:
-    """(N, K) by onnxruntime: each text alone; and all as one batch, which has to be the same.
-
-    The batch's answers are returned where they are further off.
-    """
-    model: Any = adapted.model
-    run = graph_runner(path, int(model.config.pad_token_id or 0))
-    alone = np.concatenate([run([ids]) for ids in reference.ids])
-    together = run(reference.ids)
-    off = [np.abs(found - reference.logits).max(axis=1, keepdims=True) for found in (alone, together)]
-    worse: NDArray[np.float32] = np.where(off[0] >= off[1], alone, together)
-    return worse
 
 
 def _write_peft(folder: Path, adapter: Path, adapted: Adapted) -> tuple[str, ...]:
@@ -168,9 +123,17 @@ def _write_peft(folder: Path, adapter: Path, adapted: Adapted) -> tuple[str, ...
         page = peft_task_page(adapter.name, adapted)
     write_text(folder / "README.md", page)
     read_adapter(folder)  # strict: a fault in what was written shows here
+    found = []
+    if adapted.task.head.form == "span" and adapted.encode_inputs(_ASKED).segments is not None:
+        found.append(
+            "this adapter tells question and context apart by token types, which PEFT's own class for answers (0.21) "
+            "drops; call model.base_model(**batch), as README.md does. Veneer, too, reads this export as PEFT does, "
+            "without them: for Veneer keep the adapter folder."
+        )
     if native:
-        return ()
+        return tuple(found)
     return (
+        *found,
         f"this adapter's head reads the {task.pooling} of the tokens' states, which transformers' own class does not "
         "do. README.md has the code that does.",
     )

@@ -118,10 +118,12 @@ class Features:
                 "text) in somebody's words; it is read as that token, so that a text may seem to end there."
             )
         if self.in_copies:
+            copies = f"{self.copies:,} texts for {counted(self.in_copies, 'conversation')} of {part}"
             found.append(
-                f"{counted(self.in_copies, 'conversation')} of {part} with answers that the template writes otherwise "
-                f"once another follows (as those of reasoning models do). Each is learnt as it is asked, in a copy of "
-                f"its conversation up to there: {self.copies:,} texts for {counted(self.in_copies, 'conversation')}."
+                "The template writes earlier answers otherwise once another follows (as those of reasoning models do). "
+                f"Each is learnt as it is asked, in a copy of its conversation up to there: {copies}."
+                if part in ("train", "inputs")
+                else f"Likewise {copies}."
             )
         if self.unread:
             found.append(

@@ -150,8 +150,7 @@ class Instructions:
             (part, part if self.data == "text" else part.cut(max_length, self.cut)) for part in one.parts
         ]
         tokens = tuple(token for pair in pairs for token in shown_tokens(*pair, self.cut, tokenizer))
-        read, all_read = sum(token.target for token in tokens), sum(len(kept.ids) for _, kept in pairs)
-        title = f"{read:,} of {all_read:,} tokens in the loss"
+        title = f"{sum(token.target for token in tokens):,} tokens in the loss"
         title += f", in {len(pairs)} copies" if len(pairs) > 1 else ""
         return PreviewText(rows.name, place, (title,), len(tokens), rows.content(place), tokens)
 

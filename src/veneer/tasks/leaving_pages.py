@@ -107,24 +107,40 @@ def _writing_code(task: Any) -> str:
     )
 
 
-def onnx_page(adapter: str, adapted: Adapted, task: Classification, drift: Drift) -> str:
-    """README.md of an ONNX export."""
+def onnx_page(adapter: str, adapted: Adapted, drift: Drift, *, types: bool) -> str:
+    """README.md of an ONNX export with an answer for each text, or pair of texts; `types`: it takes token types."""
+    task: Any = adapted.task
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if types else []))
+    texts = '["the first text"], ["the second text"]' if task.pair else '["the text to classify"]'
+    if isinstance(task, Classification):
+        means = (
+            'labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))["labels"]\n',
+            _answer_code(task),
+            _task_line(task),
+        )
+    else:
+        means = (
+            'number = json.loads(Path("labels.json").read_text(encoding="utf-8"))\n',
+            'print(number["mean"] + number["scale"] * float(logits[0, 0]))\n',
+            f"It gives a number for each {'pair of texts' if task.pair else 'text'}.",
+        )
     code = (
         "import json\nfrom pathlib import Path\n\n"
         "import numpy as np\nimport onnxruntime\nfrom transformers import AutoTokenizer\n\n"
-        'labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))["labels"]\n'
+        f"{means[0]}"
         'tokenizer = AutoTokenizer.from_pretrained(".")\n'
         'session = onnxruntime.InferenceSession("model.onnx")\n'
-        'text = tokenizer(["the text to classify"], padding=True, truncation=True, return_tensors="np")\n'
-        "given = {name: text[name].astype(np.int64) for name in ('input_ids', 'attention_mask')}\n"
-        '(logits,) = session.run(["logits"], given)\n' + _answer_code(task)
+        f'text = tokenizer({texts}, padding=True, truncation=True, return_tensors="np")\n'
+        f"given = {{name: text[name].astype(np.int64) for name in {names!r}}}\n"
+        '(logits,) = session.run(["logits"], given)\n' + means[1]
     )
+    inputs = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
     return _page(
         {"library_name": "onnx", "base_model": adapted.base.name},
         adapter,
-        f"{adapted.base.name} with the LoRA adapter {adapter} merged, as one ONNX graph: `input_ids` and "
-        "`attention_mask` (batch, length) int64, padded on the right, to `logits` (batch, labels) float32. "
-        f"{_task_line(task)} The {task.pooling} pooling and the head are inside. With onnxruntime its logits differ by "
+        f"{adapted.base.name} with the LoRA adapter {adapter} merged, as one ONNX graph: {inputs} "
+        "(batch, length) int64, padded on the right, to `logits` (batch, outputs) float32. "
+        f"{means[2]} The {task.pooling} pooling and the head are inside. With onnxruntime its logits differ by "
         f"at most {drift.largest:.1e} from the adapter's on {drift.texts} stored inputs.",
         "",
         _fence(code),

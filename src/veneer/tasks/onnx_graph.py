@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,13 +23,15 @@ from veneer.errors import VeneerError
 from veneer.models.load import quiet
 from veneer.tasks.plain import padded
 
-__all__ = ["graph_runner", "write_graph"]
+__all__ = ["GraphRunner", "graph_runner", "write_graph"]
 
-_INPUTS = ("input_ids", "attention_mask")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _ONE_FILE = 1_900_000_000  # bytes; a protobuf file holds less than 2 GiB
 
 
-def write_graph(path: Path, module: nn.Module, *, token: int, padding: int, name: str) -> None:
+def write_graph(
+    path: Path, module: nn.Module, *, token: int, padding: int, name: str, types: bool = False
+) -> None:
     """The graph of opset 18 of a module that takes ids and mask (B, L) and gives logits; B and L are free.
 
     Args:
@@ -37,22 +39,24 @@ def write_graph(path: Path, module: nn.Module, *, token: int, padding: int, name
         module: in eval mode.
         token, padding: ids of an ordinary token and of padding, to trace with.
         name: of the model, for the message.
+        types: the module takes token types (B, L) as well.
 
     Raises:
         VeneerError: torch can't write it.
     """
     ids, mask = padded([[token] * n for n in (7, 5)], padding)  # sizes of no meaning
+    given = (ids, mask, ids * 0) if types else (ids, mask)
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     try:
         with _quiet_export(), torch.no_grad():
             torch.onnx.export(
                 module,
-                (ids, mask),
+                given,
                 path,
-                input_names=_INPUTS,
+                input_names=_INPUTS[: len(given)],
                 output_names=("logits",),
-                dynamic_shapes=(free, free),
+                dynamic_shapes=(free,) * len(given),
                 opset_version=18,
                 external_data=size > _ONE_FILE,
                 dynamo=True,
@@ -65,15 +69,27 @@ def write_graph(path: Path, module: nn.Module, *, token: int, padding: int, name
         ) from error
 
 
-def graph_runner(path: Path, padding: int) -> Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]:
+class GraphRunner(Protocol):
+    """Token ids of B texts, and their token types where the graph takes any -> the graph's logits."""
+
+    def __call__(
+        self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None, /
+    ) -> NDArray[np.float32]: ...
+
+
+def graph_runner(path: Path, padding: int) -> GraphRunner:
     """A function from the token ids of B texts to the graph's logits for them as one padded batch."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        given: Any = (tensor.numpy() for tensor in padded(texts, padding))
-        (logits,) = session.run(["logits"], dict(zip(_INPUTS, given, strict=True)))
+    def run(
+        texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None, /
+    ) -> NDArray[np.float32]:
+        given: list[Any] = [tensor.numpy() for tensor in padded(texts, padding)]
+        if types is not None:
+            given.append(padded(types, 0)[0].numpy())
+        (logits,) = session.run(["logits"], dict(zip(_INPUTS, given, strict=False)))
         return np.asarray(logits, dtype=np.float32)
 
     return run

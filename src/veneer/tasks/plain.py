@@ -29,10 +29,13 @@ class PlainClassifier(nn.Module):
         self.model = model
         self.pooling = pooling
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Ids and mask (B, L) int64, padded on the right -> logits (B, K)."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Ids and mask (B, L) int64, padded on the right, and token types where there are any -> logits (B, K)."""
         m: Any = self.model
-        states = m.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]  # (B, L, C)
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        states = m.base_model(input_ids=input_ids, attention_mask=attention_mask, **types)[0]  # (B, L, C)
         return head_logits(self.model, _pooled(states, attention_mask, self.pooling), self.pooling)
 
 
