@@ -281,10 +281,8 @@ def test_answers_that_the_template_rewrites_are_learnt_in_copies_which_is_said(t
     found = task.encode(rows, tokenizer, 512)
     assert (len(found), found.examples) == (5, 3)
     (said,) = found.warnings
-    assert said.startswith(
-        "2 conversations of train with answers that the template writes otherwise once another"
-    )
-    assert said.endswith("in a copy of its conversation up to there: 4 texts for 2 conversations.")
+    assert said.startswith("The template writes earlier answers otherwise once another follows")
+    assert said.endswith("in a copy of its conversation up to there: 4 texts for 2 conversations of train.")
     told = [tokenizer.decode([t for t in found.targets[place] if t != NOT_READ]) for place in range(5)]  # type: ignore[index]
     thoughts, end = "<think>\n\n</think>\n\n", "<|im_end|>"
     assert sorted(told) == sorted(
@@ -304,7 +302,7 @@ def test_the_preview_says_what_training_would_say(tmp_path: Path) -> None:
     rows = chats(tmp_path / "chats.jsonl")
     whole = {"source": str(rows), "validation_fraction": 0, "test_fraction": 0}
     seen = preview_source(DataConfig.parse(whole), str(base)).preview
-    assert [one for one in seen.warnings if one.startswith("2 conversations of train with answers that")]
+    assert [one for one in seen.warnings if one.endswith("4 texts for 2 conversations of train.")]
     short = preview_source(
         DataConfig.parse(whole), str(base), max_length=20, options={"cut": "right"}
     ).preview
