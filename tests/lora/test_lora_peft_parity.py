@@ -115,7 +115,9 @@ TASK = {"gpt2": "SEQ_CLS", "bert": "SEQ_CLS", "llama": "CAUSAL_LM", "distilbert"
 
 
 def peft_model(family: str, given: dict[str, Any], **more: Any) -> peft.PeftModel:
-    return peft.get_peft_model(FAMILIES[family](), peft.LoraConfig(**copy.deepcopy(given), **more)).eval()
+    base = FAMILIES[family]()
+    torch.manual_seed(5)  # PEFT draws its factors from the common generator
+    return peft.get_peft_model(base, peft.LoraConfig(**copy.deepcopy(given), **more)).eval()
 
 
 def peft_key(parameter_name: str) -> str:
