@@ -14,6 +14,7 @@ from veneer.cli.options import assignments, nested, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from veneer.data.preview import Preview, PreviewText, ShownToken
 
@@ -156,7 +157,8 @@ def _show_text(console: Console, title: str, text: PreviewText) -> None:
     from rich.text import Text
 
     console.print(Text.assemble((title or "nothing marked", "bold"), (f"  {text.length:,} tokens", "dim")))
-    line = Text("  ")
+    line = Text()
+    starts: list[int] = []  # where a line may be broken
     before: ShownToken | None = None
     left_out = 0
     for place, token in enumerate(text.tokens):
@@ -169,6 +171,7 @@ def _show_text(console: Console, title: str, text: PreviewText) -> None:
                 style="dim",
             )
             before, left_out = None, 0
+        starts.append(len(line))
         if not console.is_terminal:
             line.append(_edge(before, token))
         bare = console.is_terminal or before is None or before.special
@@ -180,7 +183,21 @@ def _show_text(console: Console, title: str, text: PreviewText) -> None:
         line.append(_edge(before, None))
     if left_out:
         line.append(f" ... and {left_out:,} more", style="dim")
-    console.print(line, overflow="fold")
+    for part in _broken(line, starts, console.width - 2):
+        console.print(Text.assemble("  ", part), overflow="fold")
+
+
+def _broken(line: Text, starts: Iterable[int], width: int) -> Iterable[Text]:
+    """A long line in parts of at most `width` cells, broken before a token; one longer than that stays whole."""
+    from rich.cells import cell_len
+
+    offsets, begin, last = [], 0, 0
+    for place in (*starts, len(line)):
+        if cell_len(line.plain[begin:place]) > width and last > begin:
+            offsets.append(last)
+            begin = last
+        last = place
+    return line.divide(offsets)
 
 
 def _is_shown(text: PreviewText, place: int) -> bool:
