@@ -180,7 +180,7 @@ def test_the_whole_file_is_learnt_by_heart(
     records = records[: int(os.environ.get("VENEER_TEST_ROWS", len(records)))]
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(records), encoding="utf-8")
-    epochs = int(os.environ.get("VENEER_TEST_EPOCHS", "30"))
+    epochs = int(os.environ.get("VENEER_TEST_EPOCHS", "45"))
     done = train(
         file, base=str(base), out=tmp_path / "adapter", epochs=epochs, batch_size=16, learning_rate=1e-3,
         lora={"r": 64}, device="cpu", baselines=False, data=WHOLE, precision="bf16",
