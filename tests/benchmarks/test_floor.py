@@ -124,22 +124,28 @@ def test_bert_against_pytorchs_counter() -> None:
     assert counted(model, torch.randint(1, 50, (B, n))) == floor.step(whole, [n] * B)
 
 
-def test_gpt2_against_pytorchs_counter() -> None:
-    """As for BERT; in addition PEFT's computation takes the scores that the causal mask throws away, and heads of all
-    tokens."""
-    config = GPT2Config(
-        vocab_size=50,
+V = 50
+
+
+def gpt2_config(**more: Any) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=V,
         n_embd=C,
-        n_layer=3,
         n_head=2,
         n_inner=F,
         n_positions=16,
-        pad_token_id=0,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         attn_implementation="eager",
+        **more,
     )
+
+
+def test_gpt2_against_pytorchs_counter() -> None:
+    """As for BERT; in addition PEFT's computation takes the scores that the causal mask throws away, and heads of all
+    tokens."""
+    config = gpt2_config(n_layer=3, pad_token_id=0)
     model = adapted(GPT2ForSequenceClassification(config), ["h.1.attn.c_attn", "h.2.attn.c_attn"], "score")
     B, n = 3, 7
     layer = floor.Layers({floor.QKV: 2})
@@ -151,19 +157,7 @@ def test_gpt2_against_pytorchs_counter() -> None:
 
 def test_a_frozen_vocabulary_against_pytorchs_counter() -> None:
     """Every token but the first is foretold; transformers computes the head of the last one as well."""
-    V = 50
-    config = GPT2Config(
-        vocab_size=V,
-        n_embd=C,
-        n_layer=1,
-        n_head=2,
-        n_inner=F,
-        n_positions=16,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        attn_implementation="eager",
-    )
+    config = gpt2_config(n_layer=1)
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     model = peft.get_peft_model(GPT2LMHeadModel(config), lora)
     B, n = 3, 7

@@ -6,7 +6,6 @@ beginnings. Tolerance 2e-6 against transformers as in `test_program.py`, 1e-5 ag
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from engine.test_program import LIMIT, POOLINGS, loss, shake_
-from reference.families import FAMILIES, LENGTHS, WINDOW, Family, differences, family_of, result_of, texts_of
+from engine.test_program import POOLINGS, check, loss, shake_
+from reference.families import FAMILIES, LENGTHS, WINDOW, Family, family_of, texts_of
 from reference.peft_oracle import KINDS as OF_PEFT
 from reference.peft_oracle import compare_with_peft
 from veneer.engine import Runner, pack
@@ -75,20 +74,6 @@ def adapted(kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> An
     attach(model, LoraConfig(**(config | options)), seed=0)
     shake_(model)
     return model
-
-
-def check(model: Any, lengths: tuple[int, ...], pooling: str, *, recompute: bool = False) -> None:
-    """Loss and gradients by the program and padded, and the loss under inference."""
-    own, padded = Runner.of(model, mode="packed"), Runner.of(copy.deepcopy(model), mode="padded")
-    assert own.program is not None
-    own = own.recomputing() if recompute else own
-    results = [result_of(r.model, lambda r=r: loss(r, lengths, pooling)) for r in (own, padded)]
-    value, gradients = differences(*results)
-    assert value <= LIMIT * max(1.0, abs(results[1].loss))
-    assert gradients <= LIMIT
-    with torch.inference_mode():
-        values = [float(loss(r, lengths, pooling)) for r in (own, padded)]
-    assert abs(values[0] - values[1]) <= LIMIT * max(1.0, abs(values[1]))
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

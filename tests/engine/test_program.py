@@ -64,8 +64,12 @@ def runners(model: Any) -> tuple[Runner, Runner]:
     return own, padded
 
 
-def check(model: Any, lengths: tuple[int, ...] = LENGTHS["mixed"], pooling: str = "mean") -> None:
+def check(
+    model: Any, lengths: tuple[int, ...] = LENGTHS["mixed"], pooling: str = "mean", *, recompute: bool = False
+) -> None:
+    """Loss and gradients by the program and padded, and the loss under inference."""
     own, padded = runners(model)
+    own = own.recomputing() if recompute else own
     results = [result_of(r.model, lambda r=r: loss(r, lengths, pooling)) for r in (own, padded)]
     value, gradients = differences(*results)
     assert value <= LIMIT * max(1.0, abs(results[1].loss))

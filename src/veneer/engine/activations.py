@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from veneer.engine.by_hand import node_of_input
 from veneer.engine.frozen import After, followed_product, has_blocks
 
 __all__ = ["Activation", "activation_of"]
@@ -45,7 +45,7 @@ class Activation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, m) -> (T, m), differentiable."""
-        return _Activated.apply(x, self) if self._quicker(x) else self.value(x)
+        return node_of_input(x, self) if self._quicker(x) else self.value(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The value alone, without a graph."""
@@ -94,16 +94,3 @@ def activation_of(name: str) -> Activation | None:
 def _identity() -> Tensor:
     with torch.inference_mode(False):
         return torch.eye(_WIDTH, dtype=torch.bfloat16)
-
-
-class _Activated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: Activation) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.activation = activation
-        return activation.forward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.activation.backward(grad, *ctx.saved_tensors), None

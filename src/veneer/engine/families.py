@@ -1,8 +1,8 @@
 """Which module of a family is what: from a backbone of transformers to a `Program`.
 
 A new family is one function here, if its blocks have one of the forms of `veneer.engine.blocks`; Llama and the families
-of its form are in `veneer.engine.decoders`. What is not known
-here, or differs in a detail, gives None and runs through transformers' own forward.
+of its form are in `veneer.engine.decoders`. What is not known here, or differs in a detail, gives None and runs through
+transformers' own forward.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ in a block without a gate. This file knows tensors only. Shapes: R rows, m width
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from veneer.engine.activations import Activation
+from veneer.engine.by_hand import node_of_input
 
 __all__ = ["Gated"]
 
@@ -31,8 +31,7 @@ class Gated:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, 2 m) gate and up side by side -> (R, m), differentiable."""
-        y: Tensor = _Gate.apply(x, self)
-        return y
+        return node_of_input(x, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """The value alone, without a graph."""
@@ -52,16 +51,3 @@ class Gated:
     def _laid_out(self, gate: Tensor) -> Tensor:
         """The gate as its activation is quickest with it."""
         return gate.contiguous() if self.activation.by_identity else gate
-
-
-class _Gate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gated: Gated) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.gated = gated
-        return gated.forward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.gated.backward(grad, *ctx.saved_tensors), None

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from veneer.engine.attention import KEPT_TOKENS, AttentionPattern, packed_attention
 from veneer.engine.bins import Bins, bins_of, one_text_each
+from veneer.engine.by_hand import node_of_kept
 from veneer.engine.packing import Layout
 
 __all__ = ["RowAttention", "attend_read", "attend_rows", "by_rows"]
@@ -65,7 +66,7 @@ def attend_rows(
         pattern = (_CAUSAL if before is None else AttentionPattern(before, 0)) if causal else _ALL
         out = packed_attention(q, k, v, layout, pattern, scaling=scaling).flatten(1)
         return nn.functional.pad(out, (0, 0, 0, behind)) if behind else out
-    return _RowAttention.apply(qkv, RowAttention(layout, heads, scaling, causal, kv_heads, before))
+    return node_of_kept(qkv, RowAttention(layout, heads, scaling, causal, kv_heads, before))
 
 
 def attend_read(
@@ -147,21 +148,6 @@ class RowAttention:
         else:
             scores = torch.baddbmm(bias.expand(shape), q, k.transpose(1, 2), alpha=self.scaling)
         return torch.softmax(scores, dim=-1)
-
-
-class _RowAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, attention: RowAttention) -> Tensor:
-        out, kept = attention.forward(qkv)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(*kept)
-            ctx.attention = attention
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.attention.backward(grad, ctx.saved_tensors), None
 
 
 class _LaidOut(torch.autograd.Function):

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from veneer.engine.by_hand import node_of_kept
 from veneer.engine.linears import Slot
 from veneer.engine.norms import norm_gradients, normed
 from veneer.engine.packing import Layout
@@ -66,18 +65,15 @@ class Turned:
     def qkv(self, qkv: Tensor, layout: Layout) -> Tensor:
         """(R, W) -> the same, differentiable."""
         turning = self._turning(self.rotary.turn(layout, qkv), self.heads, self.kv_heads)
-        y: Tensor = _Turned.apply(qkv, turning)
-        return y
+        return node_of_kept(qkv, turning)
 
     def queries(self, q: Tensor, layout: Layout, rows: Tensor, of: Tensor) -> Tensor:
         """(S, H D) the queries of some `rows` (S,) -> the same, differentiable; `of` (R, ...) is like all rows."""
-        y: Tensor = _Turned.apply(q, self._turning(self.rotary.turn(layout, of).at(rows), self.heads, 0))
-        return y
+        return node_of_kept(q, self._turning(self.rotary.turn(layout, of).at(rows), self.heads, 0))
 
     def keys(self, kv: Tensor, layout: Layout) -> Tensor:
         """(R, 2 K D) keys and values -> the same, differentiable."""
-        y: Tensor = _Turned.apply(kv, self._turning(self.rotary.turn(layout, kv), 0, self.kv_heads))
-        return y
+        return node_of_kept(kv, self._turning(self.rotary.turn(layout, kv), 0, self.kv_heads))
 
     def _turning(self, turn: Turn, queries: int, keys: int) -> Turning:
         return Turning(turn, queries, keys, self.size, self._norms)
@@ -159,18 +155,3 @@ class TurnedAttention:
         of_turning = 0 if self.turning.norms is None else 3
         inner, before = kept[: len(kept) - of_turning], kept[len(kept) - of_turning :]
         return self.turning.backward(self.inner.backward(grad, inner), before)
-
-
-class _Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, turning: Turning) -> Tensor:
-        out, kept = turning.forward(rows)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(*kept)
-        ctx.turning = turning
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.turning.backward(grad, ctx.saved_tensors), None

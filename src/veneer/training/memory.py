@@ -1,17 +1,16 @@
-"""How much memory this process took and may take: for estimates. Knows the system, and nothing of Veneer."""
+"""How much memory this process took and may take: for estimates. Knows the system, no run."""
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
-__all__ = ["available_bytes", "peak_bytes", "used_bytes"]
+from veneer.engine.allocation import memory_bytes
 
-_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+__all__ = ["available_bytes", "peak_bytes", "used_bytes"]
 
 
 def used_bytes(device: torch.device) -> int:
@@ -33,15 +32,8 @@ def available_bytes(device: torch.device) -> int:
     """Bytes that this process can have in all: what it has and what is free, under the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) + used_bytes(device)
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = _of_file(Path("/proc/meminfo"), "MemAvailable")
-    limits = [whole if free is None else free + used_bytes(device)]
-    for name in _CGROUPS:
-        path = Path(name)
-        text = path.read_text(encoding="utf-8").strip() if path.is_file() else "max"
-        if text.isdigit():
-            limits.append(int(text))
-    return min(limits)
+    return memory_bytes() if free is None else min(free + used_bytes(device), memory_bytes())
 
 
 def _status(key: str) -> int:
