@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,10 @@ def test_loss_and_gradients_at_gpt2s_full_size(tmp_path: Path, shared_data: Path
 def test_the_whole_file_is_learnt_by_heart(
     tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small GPT-2 with random weights and every row of the file; VENEER_TEST_ROWS makes it shorter."""
+    """A small GPT-2 with random weights and every row of the file; VENEER_TEST_ROWS makes it shorter.
+
+    A prompt that stands in the file with two answers has one of them wrong, whatever is learnt: 25 rows of the 1,100.
+    """
     no_pictures(monkeypatch)
     base = _gpt2(tmp_path / "base", shared_data, n_embd=256, n_layer=4, n_head=4, n_positions=512)
     _spread_embeddings(base)
@@ -187,7 +191,15 @@ def test_the_whole_file_is_learnt_by_heart(
     )  # fmt: skip
     found = evaluate(load(done.path), file).metrics.to_json()
     print({key: value for key, value in found.items() if key != "intervals"})  # noqa: T201
-    assert found["exact_match"] > 0.98
+    assert found["exact_match"] > _most_that_can_be_known(records) - 0.005
+
+
+def _most_that_can_be_known(records: list[dict[str, str]]) -> float:
+    """The share of rows that are answered word for word by whoever answers a prompt in one way."""
+    answers: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for row in records:
+        answers[row["instruction"], row["input"]][row["output"]] += 1
+    return sum(max(counts.values()) for counts in answers.values()) / len(records)
 
 
 @pytest.mark.slow

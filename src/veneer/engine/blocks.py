@@ -8,14 +8,13 @@ This file knows the forms of blocks; which module of a family is what is said in
 and `veneer.engine.decoders`.
 
 Shapes: T tokens, R rows (on a CPU a few more than T, which belong to no text), B texts, C hidden size, S read
-positions, U nodes (see `veneer.engine.beginnings`).
+positions, filled up to one of few numbers, U nodes (see `veneer.engine.beginnings`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from veneer.engine.block_step import Attention, BlockStep
 from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.norms import applied, is_plain
-from veneer.engine.packing import Layout, PackedBatch
+from veneer.engine.packing import Layout, PackedBatch, few_numbers
 from veneer.engine.row_attention import RowAttention, attend_read, attend_rows, by_rows
 from veneer.engine.turned import Turned
 
@@ -121,36 +120,49 @@ class Block:
     def _composed(self, x: Tensor, layout: Layout, reads: Tensor | None, shared: Beginnings | None) -> Tensor:
         """The same from differentiable parts."""
         h = applied(self.norms[0], x) if self.norm_first else x
-        places = reads if shared is None or reads is None else shared.node_of_token.index_select(0, reads)
-        if places is not None and reads is not None and self._sees_all(layout, reads):
+        if reads is None:
+            a = self._attended(h, layout, shared)
+            return self._rest(a if shared is None else a.index_select(0, shared.first_token), x)
+        few = _filled_up(reads)
+        places = few if shared is None else shared.node_of_token.index_select(0, few)
+        if self._sees_all(layout, reads):
             a = self._read(h, layout, reads, places, shared)
         else:
-            qkv = _of_tokens(self.qkv(h), shared)
-            more: dict[str, Any] = {}
-            if self.turned is not None:
-                qkv = self.turned.qkv(qkv, layout)
-                more = {"kv_heads": self.turned.kv_heads, "before": self.before}
-            a = attend_rows(qkv, layout, self.heads, self.scaling, causal=self.causal, **more)
-            wanted = reads if shared is None or reads is not None else shared.first_token
-            a = a if wanted is None else a.index_select(0, wanted)
-        return self._rest(a, x if places is None else x.index_select(0, places))
+            a = self._attended(h, layout, shared).index_select(0, few)
+        return self._rest(a, x.index_select(0, places))[: len(reads)]
+
+    def _attended(self, h: Tensor, layout: Layout, shared: Beginnings | None) -> Tensor:
+        """(R, C) attention of every row, from normed states h (R, C) or those of nodes."""
+        qkv = _of_tokens(self.qkv(h), shared)
+        if self.turned is None:
+            return attend_rows(qkv, layout, self.heads, self.scaling, causal=self.causal)
+        return attend_rows(
+            self.turned.qkv(qkv, layout),
+            layout,
+            self.heads,
+            self.scaling,
+            causal=self.causal,
+            kv_heads=self.turned.kv_heads,
+            before=self.before,
+        )
 
     def _read(
         self, h: Tensor, layout: Layout, reads: Tensor, places: Tensor, shared: Beginnings | None
     ) -> Tensor:
-        """(B, C) attention of one token of each text, from normed states h (R, C) or those of nodes."""
-        if self.turned is None:
-            C = h.shape[1]
-            q = self.qkv(h.index_select(0, places), columns=slice(0, C))
-            kv = _of_tokens(self.qkv(h, columns=slice(C, 3 * C)), shared)
-            return attend_read(q, kv, layout, self.heads, self.scaling)
-        C, of_kv = (n * self.turned.size for n in (self.turned.heads, 2 * self.turned.kv_heads))
+        """(S, C) attention of one token of each text, from normed states h (R, C) or those of nodes.
+
+        `places` (S,) say where their states are in h, and fill up B to S; the rows behind B are zeros.
+        """
+        C = h.shape[1] if self.turned is None else self.turned.heads * self.turned.size
+        of_kv = 2 * (C if self.turned is None else self.turned.kv_heads * self.turned.size)
         kv = _of_tokens(self.qkv(h, columns=slice(C, C + of_kv)), shared)
-        q = self.qkv(h.index_select(0, places), columns=slice(0, C))
-        q = self.turned.queries(q, layout, reads, kv)
-        return attend_read(
-            q, self.turned.keys(kv, layout), layout, self.heads, self.scaling, self.turned.kv_heads
-        )
+        q = self.qkv(h.index_select(0, places), columns=slice(0, C))[: len(reads)]
+        kv_heads = None
+        if self.turned is not None:
+            q, kv = self.turned.queries(q, layout, reads, kv), self.turned.keys(kv, layout)
+            kv_heads = self.turned.kv_heads
+        a = attend_read(q, kv, layout, self.heads, self.scaling, kv_heads)
+        return nn.functional.pad(a, (0, 0, 0, len(places) - len(reads)))
 
     def _sees_all(self, layout: Layout, reads: Tensor) -> bool:
         """Whether `reads` is one token of each text, in order, that sees its whole text."""
@@ -254,6 +266,12 @@ class Program:
         elif behind:
             x = nn.functional.pad(x, (0, 0, 0, behind))
         return x if shared is None else x.index_select(0, shared.first_token)
+
+
+def _filled_up(reads: Tensor) -> Tensor:
+    """Places (S,) with a few more behind them that nobody reads: on a CPU their number has to be one of few."""
+    behind = few_numbers(len(reads)) - len(reads) if reads.device.type == "cpu" else 0
+    return nn.functional.pad(reads, (0, behind)) if behind else reads
 
 
 def _of_tokens(x: Tensor, shared: Beginnings | None) -> Tensor:

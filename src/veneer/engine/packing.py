@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Group", "Layout", "PackedBatch", "pack"]
+__all__ = ["Group", "Layout", "PackedBatch", "few_numbers", "pack"]
 
 # Groups are filled up to a multiple of this many tokens, so that the shapes of their products repeat from batch to
 # batch (a machine's library makes a kernel for each new shape, which costs more than the product) and vectors come
@@ -30,6 +30,12 @@ __all__ = ["Group", "Layout", "PackedBatch", "pack"]
 # head costs; so fewer texts join the next longer group. Chosen by measurement, see docs/experiments.md.
 _GROUP_STEP = 32
 _GROUP_WORTH = 6_000
+
+
+def few_numbers(rows: int) -> int:
+    """At least `rows`, one of few numbers: each new number of rows costs a CPU's library new kernels."""
+    step = 8 if rows <= 64 else 16 if rows <= 256 else 32 if rows <= 1024 else 128
+    return -(-rows // step) * step
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from veneer.engine.frozen import FrozenLinear
+from veneer.engine.packing import few_numbers
 from veneer.lora.layers import Layout, layout_of
 
 __all__ = ["logits_of", "token_losses"]
@@ -99,7 +100,9 @@ class _PiecewiseLoss(torch.autograd.Function):
         below = torch.empty_like(losses)
         for start in range(0, len(t), n):
             rows = slice(start, start + n)
-            z = frozen.product(x[rows], b)  # (n, V)
+            filled = _filled_up(x[rows])
+            whole = frozen.product(filled, b)  # (n, V), and rows behind that belong to no token
+            z = whole[: len(t[rows])]
             few = max(1, _CACHED_VALUES // z.shape[1])
             parts = (part.split(few) for part in (z, t[rows], losses[rows], below[rows]))
             for z_part, t_part, losses_part, below_part in zip(*parts, strict=True):
@@ -110,7 +113,8 @@ class _PiecewiseLoss(torch.autograd.Function):
                 if dx is not None:
                     z_part.copy_(wide)
             if dx is not None:
-                dx[rows] = frozen.input_gradient(z)
+                whole[len(z) :] = 0
+                dx[rows] = frozen.input_gradient(whole)[: len(z)]
         ctx.save_for_backward(dx)
         ctx.mark_non_differentiable(below)
         return losses, below
@@ -120,6 +124,12 @@ class _PiecewiseLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _below: Tensor) -> tuple[Tensor | None, ...]:
         (dx,) = ctx.saved_tensors
         return dx * grad.to(dx.dtype).unsqueeze(1), None, None, None, None, None
+
+
+def _filled_up(x: Tensor) -> Tensor:
+    """(n, C) with rows of zeros behind them: on a CPU one of few numbers, see `few_numbers`."""
+    behind = few_numbers(len(x)) - len(x) if x.device.type == "cpu" else 0
+    return nn.functional.pad(x, (0, 0, 0, behind)) if behind else x
 
 
 def _scores_then_gradient_(z: Tensor, t: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
@@ -165,7 +175,8 @@ def _is_plain(head: nn.Module) -> bool:
 
 
 def _piece_of(vocabulary: int) -> int:
-    return max(16, _PIECE_VALUES // max(1, vocabulary))
+    found = max(16, _PIECE_VALUES // max(1, vocabulary))
+    return found - found % 32 if found > 32 else found
 
 
 def _outputs(head: nn.Module) -> int:

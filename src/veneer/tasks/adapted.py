@@ -291,11 +291,18 @@ def adapt(
 
 
 def length_batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows in batches of similar length, the longest first (so that a lack of memory shows at once)."""
+    """Rows in batches of similar length, the longest first (so that a lack of memory shows at once).
+
+    A batch is filled with as many tokens as it takes, so that most have about the same number of them; padded to its
+    longest text it takes no more than twice as many.
+    """
     order = np.argsort(-lengths, kind="stable")
-    batches, start = [], 0
+    ends = np.cumsum(lengths[order])
+    batches, start, before = [], 0, 0
     while start < len(order):
-        texts = max(1, min(_MAX_BATCH_TEXTS, _MAX_BATCH_TOKENS // max(1, int(lengths[order[start]]))))
-        batches.append(order[start : start + texts])
-        start += texts
+        fitting = int(np.searchsorted(ends, before + _MAX_BATCH_TOKENS)) - start  # fewer tokens than that
+        padded = 2 * _MAX_BATCH_TOKENS // max(1, int(lengths[order[start]]))
+        stop = start + max(1, min(_MAX_BATCH_TEXTS, fitting, padded))
+        batches.append(order[start:stop])
+        start, before = stop, int(ends[stop - 1])
     return batches
