@@ -11,9 +11,7 @@ Everything public is named in `__all__` and imported when it is first used, so t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing is not imported for it: Ctrl-C can be told from the first moment on
 if TYPE_CHECKING:
     from veneer.data import DataConfig, prepare
     from veneer.errors import VeneerError
@@ -75,7 +73,9 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    import importlib
+
     if name not in _HOMES:
         raise AttributeError(f"module 'veneer' has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOMES[name]), name)

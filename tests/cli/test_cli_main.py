@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
+import json
 import subprocess
 import sys
 
@@ -14,7 +16,20 @@ from tiny_adapter import Trained
 from veneer.cli.progress import ScoreLike, step_line
 from veneer.training.loop import StepInfo
 
-VERBS = ["train", "predict", "evaluate", "inspect", "preview"]
+VERBS = [
+    "train",
+    "predict",
+    "generate",
+    "chat",
+    "evaluate",
+    "inspect",
+    "preview",
+    "merge",
+    "export",
+    "combine",
+    "extract",
+    "reproduce",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +58,18 @@ def test_every_verb_helps_with_examples_in_80_columns(verb: str) -> None:
     assert done.out.count(f"veneer {verb}") >= 3  # usage and at least two examples
     assert "…" not in done.out  # no flag is cut short
     assert max(map(len, done.out.splitlines())) <= 80
+    lines = [line.strip() for line in done.out.splitlines()]
+    examples = importlib.import_module(f"veneer.cli.{verb}").EXAMPLES.splitlines()[1:]
+    assert set(examples) <= set(lines)  # none is broken in two, so that it can be copied
+
+
+def test_a_paragraph_of_help_is_filled() -> None:
+    """No line ends in its middle: what follows would have fitted behind it."""
+    for verb in VERBS:
+        above = veneer(verb, "--help").out.partition("╭")[0].splitlines()
+        for line, after in itertools.pairwise(above):
+            if line.strip() and after.strip() and "Usage" not in line:
+                assert len(line.rstrip()) + len(after.split()[0]) + 1 > 79, (verb, line)
 
 
 def test_help_of_all_and_the_version() -> None:
@@ -90,6 +117,28 @@ def test_ctrl_c_outside_of_training(monkeypatch: pytest.MonkeyPatch, trained: Tr
     assert done.json["error"]["type"] == "Interrupted"
 
 
+def test_ctrl_c_in_the_first_moments() -> None:
+    """While the verbs are imported: one line, the exit code, the object; and nothing is imported before that."""
+    code = (
+        "import sys, signal; sys.modules.pop('typing', None)\n"
+        "before = {*sys.modules, '__future__', 'veneer', 'veneer.cli'}\n"
+        "class Stopped:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'veneer.cli.verbs':\n"
+        "            print(sorted(set(sys.modules) - before), file=sys.stderr)\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stopped()); sys.argv[1:] = ['train', 'example', '--json']\n"
+        "from veneer.cli import main; code = main()\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "[]\nerror: interrupted; nothing was half written.\n"
+    assert json.loads(done.stdout)["error"]["type"] == "Interrupted"
+
+
 def test_no_colour_and_no_terminal_mean_no_escape_codes(trained: Trained) -> None:
     done = veneer("inspect", trained.adapter)
     assert "\x1b" not in done.out + done.err
@@ -119,7 +168,7 @@ def test_the_step_line_fits_beside_the_bar() -> None:
 
 
 def test_a_full_disk_or_a_forbidden_place_is_no_fault_of_ours() -> None:
-    message, code = importlib.import_module("veneer.cli.main")._explained(
+    message, code = importlib.import_module("veneer.cli.verbs")._explained(
         PermissionError(13, "Permission denied", "/some/file")
     )
     assert code == 1

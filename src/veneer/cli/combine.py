@@ -22,9 +22,9 @@ __all__ = ["EXAMPLES", "combine"]
 
 EXAMPLES = """\
 [dim]Examples[/]
-$ veneer combine adapters/both --adapter adapters/a=0.7 --adapter adapters/b=0.3 --heads mean
-$ veneer combine adapters/both -a adapters/a=1 -a adapters/b=1 --method svd --r 16 --heads a
-$ veneer combine adapters/both -a adapters/a=1 -a adapters/b=1 --method ties --density 0.3 --heads mean
+$ veneer combine adapters/c -a adapters/a=0.7 -a adapters/b=0.3 --heads mean
+$ veneer combine both --adapter a=1 -a b=1 --method svd --r 16 --heads a
+$ veneer combine both -a a=1 -a b=1 --method ties --density 0.3 --heads mean
 """
 
 _FLAGS = (

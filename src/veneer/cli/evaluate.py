@@ -23,7 +23,7 @@ __all__ = ["EXAMPLES", "evaluate"]
 EXAMPLES = """\
 [dim]Examples[/]
 $ veneer evaluate adapters/messages test.csv
-$ veneer evaluate adapters/messages test.csv --text-column body --label-column kind
+$ veneer evaluate adapters/messages new.csv --text-column body
 $ veneer evaluate adapters/sst2 sst2 --json
 """
 

@@ -27,7 +27,9 @@ $ veneer export adapters/messages onnx/messages --format onnx --json
 """
 
 _FLAGS = (
-    Flag("format", None, Literal["onnx", "peft"], "onnx or peft.", "Output", "f", metavar="NAME"),
+    Flag(
+        "format", None, Literal["onnx", "peft"], "onnx or peft; always needed.", "Output", "f", metavar="NAME"
+    ),
     BASE,
     Flag("overwrite", None, bool, "Replace an export that stands there.", "Output"),
 )

@@ -34,7 +34,7 @@ __all__ = ["EXAMPLES", "generate"]
 
 EXAMPLES = r"""[dim]Examples[/]
 $ veneer generate adapters/letters "Write to Ada that the parcel is late."
-$ veneer generate adapters/letters "A haiku" --temperature 0.8 --top-p 0.9 --seed 3
+$ veneer generate adapters/letters "A haiku" --temperature 0.8 --seed 3
 $ veneer generate adapters/letters --file new.jsonl --out answers.jsonl
 $ veneer generate --base path/to/gpt2 "Every effort moves you" --stop "\n"
 """

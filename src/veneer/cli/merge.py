@@ -21,7 +21,7 @@ __all__ = ["BASE", "EXAMPLES", "drift_line", "merge"]
 EXAMPLES = """\
 [dim]Examples[/]
 $ veneer merge adapters/messages models/messages
-$ veneer merge adapters/messages models/messages --base path/to/base --overwrite
+$ veneer merge adapters/messages models/messages --base path/to/base
 $ veneer merge path/to/a/peft/folder models/plain --json
 """
 

@@ -26,7 +26,7 @@ __all__ = ["EXAMPLES", "loaded", "predict"]
 EXAMPLES = """\
 [dim]Examples[/]
 $ veneer predict adapters/messages "You won a prize, call now"
-$ veneer predict adapters/similarity "A man sleeps." --pair "Somebody is asleep."
+$ veneer predict adapters/similar "A man sleeps." --pair "He is asleep."
 $ veneer predict adapters/wiki --question "Who wrote it?" --context page.txt
 $ veneer predict adapters/messages --file new.csv --out answers.csv
 $ cat new.txt | veneer predict adapters/messages - --json

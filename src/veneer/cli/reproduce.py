@@ -20,7 +20,7 @@ EXAMPLES = """\
 $ veneer reproduce
 $ veneer reproduce spam-gpt2 --efficient
 $ veneer reproduce sst2 --model path/to/gpt2 --data path/to/SST-2
-$ veneer reproduce sst2-hook --random-weights --tokenizer path/to/gpt2 --max-steps 100 --json
+$ veneer reproduce sst2-hook --random-weights --tokenizer path/to/gpt2
 """
 
 _FLAGS = (

@@ -33,7 +33,7 @@ from veneer.cli import (
 from veneer.cli.console import print_error, print_json
 from veneer.errors import VeneerError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "run"]
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _UsageError = typer.BadParameter.__mro__[1]  # click's own, whichever click typer brings
@@ -55,6 +55,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _unfolded(text: str) -> str:
+    """Each paragraph on one line, for typer keeps the line breaks of all but the first."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
 for verb in (
     train,
     predict,
@@ -69,7 +76,8 @@ for verb in (
     extract,
     reproduce,
 ):
-    app.command(epilog=verb.EXAMPLES)(getattr(verb, verb.__name__.rpartition(".")[2]))
+    command = getattr(verb, verb.__name__.rpartition(".")[2])
+    app.command(help=_unfolded(command.__doc__), epilog=verb.EXAMPLES)(command)
 
 
 def _version(wanted: bool) -> None:
@@ -88,9 +96,9 @@ def _root(
     pass
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0; 1 failed; 2 something given has to be changed; 130 Ctrl-C."""
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code, as `veneer.cli.main` says."""
+    given = list(arguments) or ["--help"]
     _wait_briefly()
     options = given[: given.index("--")] if "--" in given else given
     for stream in (sys.stdout, sys.stderr):
