@@ -161,7 +161,12 @@ def test_measured_again(made: Made) -> None:
     told = veneer("evaluate", made.done.path, made.source, "--json", "--precision", "fp32")
     assert told.code == 0, told.err
     assert told.json["metrics"][found.primary.key] == pytest.approx(found.primary.value, abs=1e-9)
-    assert veneer("evaluate", made.done.path, made.source, "--precision", "fp32").code == 0
+    plain = veneer("evaluate", made.done.path, made.source, "--precision", "fp32")
+    assert plain.code == 0, plain.err
+    for score in found.scores:
+        assert score.text in plain.out
+    for one in [*told.json["metrics"].get("per_label", ()), *told.json["metrics"].get("per_type", ())]:
+        assert f"\n{one['label']} " in plain.out
 
 
 def test_it_answers_alone_and_by_command(made: Made) -> None:

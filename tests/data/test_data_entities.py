@@ -187,6 +187,32 @@ def test_columns_that_are_not_clear(tmp_path: Path) -> None:
         read(plain, label_column="label")
 
 
+def test_one_bad_row_is_named_and_does_not_make_another_task_of_it(tmp_path: Path) -> None:
+    good = {"tokens": ["Ada", "ran"], "ner_tags": ["B-PER", "O"]}
+    for bad, message in (
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 3: 2 tokens and 1 tag"),
+        ({"tokens": ["a", "b"], "ner_tags": ["O", None]}, r"row 3: tag 2 is missing \(null\)"),
+        ({"tokens": [None, "b"], "ner_tags": ["O", "O"]}, r"row 3: token 1 is missing \(null\)"),
+        ({"tokens": ["a", "b"]}, "row 3: 2 tokens and 0 tags"),
+    ):
+        path = write(tmp_path, json.dumps([good, good, bad, good, good]), "bad.json")
+        assert seems_entities(read_table(path)) == "'tokens' and 'ner_tags' are lists, a tag for each token"
+        with pytest.raises(DataError, match=message):
+            read(path)
+    others = [{"tokens": row["tokens"], "labels": row["ner_tags"]} for row in [good] * 9]
+    others.append({"tokens": ["a"], "labels": []})
+    assert seems_entities(read_table(write(tmp_path, json.dumps(others), "others.json"))) is not None
+    unlike = [{"tokens": ["a"] * n, "labels": ["b"]} for n in range(1, 9)]
+    assert seems_entities(read_table(write(tmp_path, json.dumps(unlike), "unlike.json"))) is None
+
+
+def test_lists_without_any_span_are_entities_of_which_there_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps([{"text": "Ada ran", "spans": []}] * 3), "none.json")
+    assert seems_entities(read_table(path)) == "'spans' marks spans of 'text'"
+    with pytest.raises(DataError, match="marks no entity"):
+        read(path)
+
+
 # ---- schemes
 
 

@@ -189,8 +189,9 @@ def test_variants_are_checked(tmp_path: Path) -> None:
 
 def test_a_missing_file_with_a_suffix_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"There is no file data/messages.csv"):
-        load_source(DataConfig(source="data/messages.csv"))
+    for name in ("messages.csv", "news.conll", "news.iob"):
+        with pytest.raises(DataError, match=rf"There is no file data/{name}"):
+            load_source(DataConfig(source=f"data/{name}"))
 
 
 def test_the_hub_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from veneer.cli.console import Output
 from veneer.cli.flags import COLUMNS, LOADING, OUTPUT, VARIANT
 from veneer.cli.options import nested, with_flags
 from veneer.cli.predict import loaded
-from veneer.cli.scores import confusion_table, label_table, scores_table
+from veneer.cli.scores import confusion_table, further_table, label_table, scores_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,9 +86,16 @@ def _show(console: Console, done: Evaluated) -> None:
     found = metrics.to_json()
     console.print()
     console.print(scores_table([("these rows", metrics.summary())]))
+    further = further_table(metrics.summary())
+    if further is not None:
+        console.print()
+        console.print(further)
     if found.get("per_label"):
         console.print()
         console.print(label_table(metrics.per_label))
+    if found.get("per_type"):
+        console.print()
+        console.print(label_table(metrics.per_type, "type", "entities"))
     if found.get("confusion") is not None or found.get("confusions"):
         console.print()
         console.print(confusion_table(metrics.labels, found["confusion"], found["confusions"]))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from veneer.evaluation.scores import Score, Scores
 
-__all__ = ["confusion_table", "label_table", "scores_table"]
+__all__ = ["confusion_table", "further_table", "label_table", "scores_table"]
 
 _SHOWN = 2  # figures of a row
 _MOST_LABELS = 12  # of a confusion matrix that is shown whole
@@ -36,15 +36,28 @@ def scores_table(rows: Sequence[tuple[str, Scores]]) -> Table:
     return found
 
 
+def further_table(scores: Scores) -> Table | None:
+    """The figures that `scores_table` leaves out, a row each; None where there are no more."""
+    further = scores.scores[_SHOWN:]
+    if not further:
+        return None
+    found = table(
+        "", "", "95 % interval" if any(score.interval_text for score in further) else "", numbers=(1, 2)
+    )
+    for score in further:
+        found.add_row(_name(score), score.text, score.interval_text)
+    return found
+
+
 def _name(score: Score) -> str:
     """Within a line: "Macro-F1" is "macro-F1", "RMSE" stays."""
     name = score.name
     return name[:1].lower() + name[1:] if name[1:2].islower() else name
 
 
-def label_table(per_label: Sequence[Any]) -> Table:
-    """Precision, recall and F1 of each label."""
-    found = table("label", "texts", "precision", "recall", "F1", numbers=(1, 2, 3, 4))
+def label_table(per_label: Sequence[Any], what: str = "label", counted: str = "texts") -> Table:
+    """Precision, recall and F1 of each label, or of each type of entity."""
+    found = table(what, counted, "precision", "recall", "F1", numbers=(1, 2, 3, 4))
     for one in per_label:
         shares = (f"{100 * share:.1f} %" for share in (one.precision, one.recall, one.f1))
         found.add_row(_text(one.label), f"{one.support:,}", *shares)

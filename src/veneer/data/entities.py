@@ -216,6 +216,9 @@ def _tagged_rows(
             continue
         if len(words) != len(marks):
             faults.add(number, f"{counted(len(words), 'token')} and {counted(len(marks), 'tag')}")
+        elif None in words or None in marks:
+            place, what = (words.index(None), "token") if None in words else (marks.index(None), "tag")
+            faults.add(number, f"{what} {place + 1} is missing (null)")
         else:
             kept.append(number)
             rows.append(marks)

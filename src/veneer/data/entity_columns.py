@@ -24,6 +24,9 @@ EntityForm = Literal["tags", "spans"]
 _TOKEN_NAMES = ("tokens", "words", "token", "word", "text", "sentence")
 _TAG_NAMES = ("ner_tags", "tags", "ner", "ner_tag", "labels", "label", "tag", "entities")
 _TEXT_NAMES = ("text", "sentence", "content", "body", "document", "message", "data")
+_SURE = (_TOKEN_NAMES[:4], _TAG_NAMES[:4])  # names that nothing else has
+_SURE_SPANS = 3
+_MOST = 0.8  # of the rows
 _FIRST_ROWS = 200
 
 
@@ -43,10 +46,10 @@ def seems_entities(table: Table) -> str | None:
     if found is None:
         return None
     text, label = found
-    if shapes[label] != "spans" and not _as_long(table, text, label):
-        return None
-    if shapes[label] == "spans":
+    if shapes[text] != "tags":
         return f"{label!r} marks spans of {text!r}"
+    if not _as_long(table, text, label):
+        return None
     return f"{text!r} and {label!r} are lists, a tag for each token"
 
 
@@ -115,7 +118,10 @@ def _span_columns(
     shapes: Shapes, text: str | None = None, label: str | None = None
 ) -> tuple[str, str] | None:
     """A column of text, and one with lists of spans."""
-    marked = [c for c, s in shapes.items() if s == "spans"]
+    empty = [c for c, s in shapes.items() if s == "empty" and c.lower() in SPAN_COLUMNS[:_SURE_SPANS]]
+    marked = [
+        c for c, s in shapes.items() if s == "spans"
+    ] or empty  # lists without any span are said by name
     spans = [label] if label is not None else _by_name(marked, SPAN_COLUMNS)
     texts = [c for c, s in shapes.items() if s == "text" and c != label]
     found = [text] if text is not None else _by_name(texts, _TEXT_NAMES)
@@ -145,10 +151,16 @@ def _shape(table: Table, column: str) -> str:
 
 
 def _as_long(table: Table, text: str, label: str) -> bool:
-    """Whether the first rows have as many tags as tokens."""
+    """Whether most of the first rows have as many tags as tokens; those that have not are named when they are read.
+
+    Columns with names such as "tokens" and "ner_tags" are taken as they are.
+    """
+    if text.lower() in _SURE[0] and label.lower() in _SURE[1]:
+        return True
     rows = np.arange(min(len(table), _FIRST_ROWS), dtype=np.int64)
     pairs = zip(table.take(text, rows), table.take(label, rows), strict=True)
-    return all(len(json.loads(a or "[]")) == len(json.loads(b or "[]")) for a, b in pairs)
+    found = [len(json.loads(a or "[]")) == len(json.loads(b or "[]")) for a, b in pairs]
+    return sum(found) >= _MOST * len(found)
 
 
 def _list_shape(cell: str) -> str:
@@ -160,9 +172,10 @@ def _list_shape(cell: str) -> str:
         return "other"
     if not values:
         return "empty"
-    if all(isinstance(value, str) for value in values):
+    given = [value for value in values if value is not None]  # what is missing is named when it is read
+    if given and all(isinstance(value, str) for value in given):
         return "tags"
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+    if given and all(isinstance(value, int) and not isinstance(value, bool) for value in given):
         return "numbers"
     marked = all(
         (isinstance(value, dict) and any(key in value for key in ("start", "start_offset", "begin")))

@@ -27,7 +27,7 @@ from veneer.data.config import DataConfig
 from veneer.data.download import Progress, PublishedFile, fetch, sha256_of
 from veneer.data.folders import split_files
 from veneer.data.split import Parts
-from veneer.data.tables import Table, TableOptions, open_stream, read_table
+from veneer.data.tables import FILE_SUFFIXES, Table, TableOptions, open_stream, read_table
 from veneer.errors import ConfigError, DataError, SourceError
 from veneer.files import cache_folder
 
@@ -95,8 +95,13 @@ def _load_folder(folder: Path, config: DataConfig) -> Loaded:
 
 
 def _has_known_suffix(path: Path) -> bool:
-    known = "csv tsv tab txt json jsonl ndjson parquet pq xlsx xls gz zip"
-    return path.suffix.lower().lstrip(".") in known.split()
+    return path.suffix.lower() in FILE_SUFFIXES or path.suffix.lower() in (
+        ".txt",
+        ".xlsx",
+        ".xls",
+        ".gz",
+        ".zip",
+    )
 
 
 def _variant(config: DataConfig, known: tuple[str, ...]) -> str:

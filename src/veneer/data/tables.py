@@ -28,11 +28,19 @@ from veneer.files import cache_folder, replacing_file
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["LARGE_FILE_BYTES", "Stream", "Table", "TableOptions", "open_stream", "read_table"]
+__all__ = [
+    "FILE_SUFFIXES",
+    "LARGE_FILE_BYTES",
+    "Stream",
+    "Table",
+    "TableOptions",
+    "open_stream",
+    "read_table",
+]
 
 LARGE_FILE_BYTES = 200_000_000
 ROWS_PER_BATCH = 16_384
-_FORMATS = {
+FILE_SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet", ".pq": "parquet", ".conll": "conll", ".conllu": "conll", ".bio": "conll", ".iob": "conll",
 }  # fmt: skip
@@ -136,7 +144,7 @@ def open_stream(path: str | Path, options: TableOptions | None = None) -> Stream
     """The file as a stream of batches, nothing kept; for files of any size that are read once."""
     path, options = Path(path), options or TableOptions()
     check_readable(path)
-    form = options.format or _FORMATS.get(path.suffix.lower()) or _form_from_top(path)
+    form = options.format or FILE_SUFFIXES.get(path.suffix.lower()) or _form_from_top(path)
     if form == "parquet":
         from veneer.data.parquet_rows import parquet_stream
 
@@ -172,7 +180,7 @@ def _is_conll(path: Path, encoding: str) -> bool:
 
 def _expanded_bytes(path: Path) -> int:
     """About how much the file holds when it is read: a parquet file is compressed."""
-    if _FORMATS.get(path.suffix.lower()) != "parquet":
+    if FILE_SUFFIXES.get(path.suffix.lower()) != "parquet":
         return path.stat().st_size
     from veneer.data.parquet_rows import parquet_bytes
 

@@ -81,7 +81,7 @@ def recognise(scan: TagScan, where: str) -> tuple[Scheme, Choice]:
         near = nearest(plain[0], [tag for tag in tags if tag not in plain])
         raise DataError(
             f"{where}: some tags have a prefix such as B- and some have none: {', '.join(map(repr, plain[:5]))}. "
-            f"{near} Write all of them one way: O, B-type, I-type; or O and the type alone."
+            f"{near + ' ' if near else ''}Write all of them one way: O, B-type, I-type; or O and the type alone."
         )
     if plain:
         if all(_ENDED.fullmatch(tag) for tag in tags):
