@@ -86,7 +86,7 @@ def test_evaluate_inspect_and_preview(folder: Path) -> None:
     assert measured.json["metrics"]["f1"] > 0.5
     assert measured.json["metrics"]["paragraphs"] == 40
     shown = veneer("inspect", folder / "adapter")
-    assert "8 tokens shared by neighbours" in shown.out
+    assert "8 tokens shared by neighbours, at most half of a window" in shown.out
     assert "no answer" in shown.out
     seen = veneer(
         "preview", folder / "squad.json", "--base", folder / "base", "--max-length", 40, "--examples", 4

@@ -63,7 +63,8 @@ def test_columns_are_found_with_a_reason(
     [
         (
             {"one": TEXTS, "two": TEXTS[::-1], "label": LABELS},
-            r"which column is the text\? .*'one'.*'two'.*--text-column",
+            r"which column is the text\? .*'one'.*'two'.*"
+            r'--text-column\. To read both together: --text-column "one" --text-pair-column "two"\.',
         ),
         ({"premise": TEXTS, "sentence": TEXTS[::-1], "label": LABELS}, r"which column is the text"),
         (
@@ -116,6 +117,8 @@ def test_the_task_follows_from_the_labels(
     cells = one.take("label", np.arange(N, dtype=np.int64))
     choice, found = infer_task(column_facts(one, "label"), cells, None, None)
     assert (choice.value, found) == (task, separator)
+    numbers = task == "classification" and all(isinstance(label, int) for label in labels)
+    assert ("--task regression" in choice.reason) == numbers
 
 
 def test_lists_are_several_labels(tmp_path: Path) -> None:

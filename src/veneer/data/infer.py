@@ -5,6 +5,7 @@ It looks at names and at a sample of the cells. Where two columns are as likely 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -174,7 +175,11 @@ def _unclear(table: Table, role: str, facts: Sequence[ColumnFacts], likely: Sequ
     flag = f"--{role}-column"
     if likely:
         listed = ", ".join(one.describe() for one in likely)
-        return f"{table.path}: which column is the {role}? It could be {listed}. Say which with {flag}."
+        both = ""
+        if role == "text" and len(likely) == 2:
+            first, second = (json.dumps(one.name, ensure_ascii=False) for one in likely)
+            both = f" To read both together: {flag} {first} --text-pair-column {second}."
+        return f"{table.path}: which column is the {role}? It could be {listed}. Say which with {flag}.{both}"
     wanted = "words, mostly different in each row" if role == "text" else "few different values, or numbers"
     listed = ", ".join(one.describe() for one in facts) or "none left"
     return (
@@ -208,7 +213,10 @@ def infer_task(
         return Choice(
             "task", "regression", f"{facts.name!r} holds {facts.distinct:,} different numbers"
         ), None
-    return Choice("task", "classification", f"each row of {facts.name!r} holds one of a few labels"), None
+    reason = f"each row of {facts.name!r} holds one of a few labels"
+    if facts.numeric == 1 and facts.distinct > 2:
+        reason += "; --task regression takes them for numbers"
+    return Choice("task", "classification", reason), None
 
 
 def _joined(cells: Sequence[str]) -> str | None:

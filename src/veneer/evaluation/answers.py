@@ -140,7 +140,9 @@ class AnswerMetrics:
             for name, part in (("answerable", self.answerable), ("unanswerable", self.unanswerable))
         }
         return (
-            self.summary().to_json() | {"paragraphs": self.paragraphs, "given_none": self.given_none} | parts
+            self.summary().to_json()
+            | {"paragraphs": self.paragraphs, "given_none": self.given_none, "unit": "questions"}
+            | parts
         )
 
 

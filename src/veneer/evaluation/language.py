@@ -67,7 +67,7 @@ class LanguageMetrics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return self.summary().to_json() | {"tokens": self.tokens}
+        return self.summary().to_json() | {"tokens": self.tokens, "unit": "examples"}
 
 
 def mean_loss(losses: NDArray[Any], examples: NDArray[np.int64]) -> tuple[float, float]:

@@ -179,7 +179,7 @@ def windows_told(
     asked = asked_of(encoded)
     windows, placed = asked.windows, asked.placed
     assert placed is not None
-    reason = f"at most {max_length} tokens each, neighbours share {doc_stride}"
+    reason = f"at most {max_length} tokens each, neighbours share {doc_stride}, at most half"
     if len(windows) == windows.examples:
         reason = f"each question's context fits into {max_length} tokens"
     value = (

@@ -215,7 +215,7 @@ def _inspect(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if task.may_be_none:
         none = f"given where it scores more than {task.none_threshold:g} above the best span"
     return [
-        ("windows", f"{task.doc_stride} tokens shared by neighbours"),
+        ("windows", f"{task.doc_stride} tokens shared by neighbours, at most half of a window"),
         ("longest answer", f"{task.max_answer_length} tokens"),
         ("no answer", none),
     ]

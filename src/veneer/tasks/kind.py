@@ -17,6 +17,7 @@ from veneer.adapter import AdapterFolder
 from veneer.data.choices import Choice, Notes
 from veneer.data.prepared import PreparedData, Rows
 from veneer.data.sources import Source
+from veneer.errors import AdapterError
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Section
 from veneer.evaluation.mistakes import Mistake
@@ -188,6 +189,12 @@ def _always(_: Any) -> bool:
     return True
 
 
+def _not_of_peft(folder: AdapterFolder, base: Base | None) -> Task:  # noqa: ARG001
+    raise AdapterError(
+        "PEFT's two files do not say all that this task needs. Use the folder that Veneer wrote, with its veneer.json."
+    )
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of task.
@@ -201,10 +208,11 @@ class Kind:
         head: which head the prepared data need.
         make: the task.
         from_facts: the task that `Task.facts` describes.
-        of_peft: the task of a folder that PEFT wrote; asked without a base for its `head`, then with it.
         labelled: rows to measure on, read as training read them; given veneer.json's `data` ({} without).
-        card, findings, inspect: what is written about an adapter; `inspect` gets the facts of the task.
+        card: what the model card says of an adapter.
         headline: figures that are shown on one line, the deciding one first.
+        of_peft: the task of a folder that PEFT wrote; asked without a base for its `head`, then with it.
+        findings, inspect: what the report and `inspect` say beyond the figures; `inspect` gets the facts of the task.
         uses: fields of the training configuration that it reads, of "pooling", "class_weights", "label_smoothing".
         options: its own settings.
         baselines: what simpler means reach on the held-out rows, if there are such.
@@ -226,12 +234,12 @@ class Kind:
     head: Callable[[Any, Any], HeadSpec]
     make: Callable[[Making], Task]
     from_facts: Callable[[Mapping[str, Any]], Task]
-    of_peft: Callable[[AdapterFolder, Base | None], Task]
     labelled: Callable[[Any, Mapping[str, Any], Source], Labelled]
     card: Callable[[Adapted], Card]
-    findings: Callable[[Told], Findings]
-    inspect: Callable[[Mapping[str, Any]], list[tuple[str, str]]]
     headline: tuple[Headline, ...]
+    of_peft: Callable[[AdapterFolder, Base | None], Task] = _not_of_peft
+    findings: Callable[[Told], Findings] = lambda _: Findings()
+    inspect: Callable[[Mapping[str, Any]], list[tuple[str, str]]] = lambda _: []
     uses: frozenset[str] = frozenset()
     options: type[StrictModel] = NoOptions
     baselines: Callable[[Adapted, Encoded, Encoded, Outputs, int], tuple[Baseline, ...]] | None = None

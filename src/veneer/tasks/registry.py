@@ -1,4 +1,5 @@
-"""The kinds of tasks by their names. A new one is a line here and a file beside this one.
+"""The kinds of tasks by their names. A new one is a line here and a file beside this one; `tests/fifth_task.py` is the
+smallest.
 
 KINDS               in the order in which they are asked whether a table is theirs; the last takes the rest
 kind_named("...")   the kind that a person or a folder names
