@@ -14,7 +14,8 @@ from torch import Tensor
 from engine.test_program import KINDS, adapted
 from reference.families import LENGTHS, texts_of
 from veneer.engine import Runner, pack
-from veneer.engine.block_step import BlockStep
+from veneer.engine.beginnings import beginnings_of
+from veneer.engine.block_step import BlockStep, ReadStep
 from veneer.lora import adapter_parameters
 
 
@@ -35,35 +36,79 @@ def program_and_batch(kind: str, **options: Any) -> tuple[Any, Any, Any]:
     return model, runner.program, pack(texts_of(LENGTHS["mixed"]))
 
 
+def one_each(program: Any, batch: Any) -> Tensor:
+    """The token of each text that sees its whole text."""
+    found: Tensor = batch.layout.last if program.causal else batch.layout.first
+    return found
+
+
+READS = pytest.mark.parametrize("read", [False, True], ids=["all", "one each"])
+
+
+@READS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_computing_again_gives_the_same_bits(kind: str, dtype: torch.dtype) -> None:
+def test_computing_again_gives_the_same_bits(kind: str, dtype: torch.dtype, read: bool) -> None:
     model, program, batch = program_and_batch(kind)
+    reads = one_each(program, batch) if read else None
     for name, p in model.named_parameters():
         if "lora" not in name and not p.requires_grad:
             p.data = p.data.to(dtype)
-    kept = gradients(model, program(batch))
-    again = gradients(model, program(batch, recompute=True))
+    kept = gradients(model, program(batch, reads))
+    again = gradients(model, program(batch, reads, recompute=True))
     assert kept.keys() == again.keys()
     assert len(kept) > 4
     for name, grad in kept.items():
         assert torch.equal(grad, again[name]), name
 
 
+@READS
 @pytest.mark.parametrize("kind", ["GPT-2", "BERT"])
 def test_trained_norms_get_the_gradients_that_autograd_finds(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, read: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = ["ln_1", "ln_2"] if kind == "GPT-2" else ["attention.output.LayerNorm", "output.LayerNorm"]
     model, program, batch = program_and_batch(kind, modules_to_save=norms)
-    by_hand = gradients(model, program(batch))
+    reads = one_each(program, batch) if read else None
+    by_hand = gradients(model, program(batch, reads))
     monkeypatch.setattr("veneer.engine.blocks.is_plain", lambda *_: False)
-    composed = gradients(model, program(batch))
+    composed = gradients(model, program(batch, reads))
     assert (
         sum("norm" in name.lower() or "ln_" in name for name in by_hand) == 8
     )  # weight and bias of two in two
     assert by_hand.keys() == composed.keys()
     for name, grad in composed.items():
+        scale = float(grad.abs().max())
+        assert float((by_hand[name] - grad).abs().max()) <= 5e-6 * max(scale, 1.0), name
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared beginnings"])
+@pytest.mark.parametrize("below", [False, True], ids=["last block", "every block"])
+def test_one_token_of_each_text_is_a_step_of_its_own(
+    below: bool, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without anything trained below, on tokens and on nodes: the composed block's states and gradients."""
+    where = {} if below else {"layers_to_transform": 1}
+    model, program, batch = program_and_batch("GPT-2", target_modules=["c_attn", "c_proj", "c_fc"], **where)
+    tree = beginnings_of(batch, always=True) if shared else None
+    reads = one_each(program, batch)
+    steps: list[ReadStep] = []
+    forward = ReadStep.forward
+    monkeypatch.setattr(ReadStep, "forward", lambda self, x: steps.append(self) or forward(self, x))
+    states = program(batch, reads, shared=tree)
+    assert len(steps) == 1
+    assert len(steps[0].places) % 8 == 0
+    by_hand = gradients(model, states)
+    with torch.inference_mode():
+        alone = program(batch, reads, shared=tree)
+    monkeypatch.setattr("veneer.engine.blocks.is_plain", lambda *_: False)
+    composed = program(batch, reads, shared=tree)
+    for found in (states, alone):
+        torch.testing.assert_close(found, composed, rtol=0, atol=2e-6)
+    expected = gradients(model, composed)
+    assert by_hand.keys() == expected.keys()
+    assert len(expected) == (16 if below else 8)
+    for name, grad in expected.items():
         scale = float(grad.abs().max())
         assert float((by_hand[name] - grad).abs().max()) <= 5e-6 * max(scale, 1.0), name
 

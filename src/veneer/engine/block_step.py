@@ -2,11 +2,13 @@
 
 One node of the graph instead of a dozen: a small step spends as much on bookkeeping as on products, and here nothing
 is kept that the gradient does not need. Forward and backward are the composition of parts that have both
-(`Joined`, `RowAttention`, `Activation`, norms), in GPT-2's and Llama's order or BERT's.
+(`Joined`, `RowAttention`, `Tail`, norms), in GPT-2's and Llama's order or BERT's. `BlockStep` computes every row,
+`ReadStep` one token of each text, as the last block does for whoever reads no more.
 
 This file knows the order of the parts; what they hold is handed in.
 
-Shapes: R rows, C hidden size, m width of the feed-forward layer.
+Shapes: R rows (of tokens, or of the nodes of `veneer.engine.beginnings`), B texts, S >= B rows that are computed for
+them, C hidden size.
 """
 
 from __future__ import annotations
@@ -19,13 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from veneer.engine.activations import Activation
-from veneer.engine.gated import Gated
+from veneer.engine.block_tail import Tail, back_through, parameters_of, wanted
 from veneer.engine.linears import Joined
-from veneer.engine.norms import Kept as NormKept
 from veneer.engine.norms import norm_gradients, normed
 
-__all__ = ["BlockStep"]
+__all__ = ["Attention", "BlockStep", "ReadStep", "Reading"]
+
+Kept = list[Tensor | None]
+Gradients = tuple[Tensor | None, list[Tensor | None]]
+"""Of the input, and of the parameters and factors that the node was called with."""
+
+_NO_NORM: Kept = [None, None, None]
 
 
 class Attention(Protocol):
@@ -40,29 +46,34 @@ class Attention(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What the backward pass wants of the forward pass: inputs, and what `forward` of each part gave to be kept."""
+class Reading(Protocol):
+    """Attention of one query a text over rows of keys and values side by side."""
 
-    norm_1: NormKept
-    qkv: tuple[Tensor, Tensor | None]
-    attention: list[Tensor]
-    out: tuple[Tensor, Tensor | None]
-    norm_2: NormKept
-    up: tuple[Tensor, Tensor | None]
-    activation: Tensor
-    down: tuple[Tensor, Tensor | None]
+    def forward(self, q: Tensor, kv: Tensor, /) -> tuple[Tensor, list[Tensor]]:
+        """Its output (B, C), and what `backward` wants."""
+        ...
 
-    def flat(self) -> list[Tensor | None]:
-        """All of it in a row, for `save_for_backward`."""
-        fixed = (*self.norm_1, *self.qkv, *self.out, *self.norm_2, *self.up, self.activation, *self.down)
-        return [*fixed, *self.attention]
+    def backward(self, grad: Tensor, kept: Sequence[Tensor], /) -> tuple[Tensor, Tensor]:
+        """The gradients of `q` and `kv`."""
+        ...
 
-    @classmethod
-    def of(cls, flat: Sequence[Any]) -> _Kept:
-        """From `flat`."""
-        f = tuple(flat)
-        return cls(f[0:3], f[3:5], list(f[15:]), f[5:7], f[7:10], f[10:12], f[12], f[13:15])
+
+class _Step(Protocol):
+    """A block at one moment, forward and backward without a graph."""
+
+    @property
+    def parameters(self) -> list[Tensor]: ...
+
+    @property
+    def factors(self) -> list[Tensor]: ...
+
+    def alone(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Kept]: ...
+
+    def backward(
+        self, grad: Tensor, kept: Sequence[Any], *, need_x: bool, need_norms: Sequence[bool]
+    ) -> Gradients: ...
 
 
 @dataclass(frozen=True)
@@ -70,113 +81,173 @@ class BlockStep:
     """A block at one moment.
 
     Attributes:
-        qkv, out, up, down: its products.
+        norm: before attention, `veneer.engine.norms.is_plain`; None in BERT's order.
+        qkv: queries, keys and values.
         attention: over the rows of the batch.
-        activation: between up and down.
-        norms: of attention and feed-forward, `veneer.engine.norms.is_plain`.
-        norm_first: GPT-2's and Llama's order; else BERT's.
+        tail: what stands behind it.
     """
 
+    norm: nn.Module | None
     qkv: Joined
-    out: Joined
-    up: Joined
-    down: Joined
     attention: Attention
-    activation: Activation | Gated
-    norms: tuple[nn.Module, nn.Module]
-    norm_first: bool
+    tail: Tail
 
     def __call__(self, x: Tensor, *, recompute: bool = False) -> Tensor:
         """(R, C) -> (R, C), differentiable in x, the norms and the adapters' factors."""
-        if not torch.is_grad_enabled():
-            return self.alone(x)
-        tensors: list[Tensor] = [t for norm in self.norms for t in norm.parameters()]
-        for product in self.products:
-            tensors += product.factors
-        y: Tensor = _Step.apply(x, self, recompute, *tensors)
-        return y
+        return _differentiable(self, x, recompute=recompute)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of the norms, in order."""
+        return [*parameters_of(self.norm), *self.tail.parameters]
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """Of the adapters, in the order of the forward pass."""
+        return [factor for product in (self.qkv, *self.tail.products) for factor in product.factors]
 
     def alone(self, x: Tensor) -> Tensor:
         """The block (R, C) -> (R, C), and nothing that a gradient would want."""
-        first, second = self.norms
-        a, _ = self.attention.forward(self.qkv.forward(normed(first, x)[0] if self.norm_first else x)[0])
-        s, _ = self.out.forward(a, x)
-        n = normed(second if self.norm_first else first, s)[0]
-        y, _ = self.down.forward(self.up.activated(n, self.activation), s if self.norm_first else n)
-        return y if self.norm_first else normed(second, y)[0]
+        h = x if self.norm is None else normed(self.norm, x)[0]
+        return self.tail.alone(self.attention.forward(self.qkv.forward(h)[0])[0], x)
 
-    @property
-    def products(self) -> tuple[Joined, Joined, Joined, Joined]:
-        """In the order of the forward pass."""
-        return self.qkv, self.out, self.up, self.down
-
-    def forward(self, x: Tensor) -> tuple[Tensor, _Kept]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The block, and what `backward` wants."""
-        first, second = self.norms
-        norm_1: NormKept
-        norm_2: NormKept
-        if self.norm_first:
-            h, norm_1 = normed(first, x)
-        else:
-            h = x
+        h, of_norm = _before(self.norm, x)
         states, of_qkv = self.qkv.forward(h)
         a, of_attention = self.attention.forward(states)
-        s, of_out = self.out.forward(a, x)
-        n, of_middle = normed(second if self.norm_first else first, s)
-        u, of_up = self.up.forward(n)
-        f = self.activation.forward(u)
-        y, of_down = self.down.forward(f, s if self.norm_first else n)
-        if self.norm_first:
-            norm_2 = of_middle
-        else:
-            norm_1 = of_middle
-            y, norm_2 = normed(second, y)
-        return y, _Kept(norm_1, (h, of_qkv), of_attention, (a, of_out), norm_2, (n, of_up), u, (f, of_down))
+        y, of_tail = self.tail.forward(a, x)
+        return y, [*of_norm, h, of_qkv, *of_tail, *of_attention]
 
     def backward(
-        self, grad: Tensor, kept: _Kept, *, need_x: bool, need_norms: Sequence[bool]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """The gradients of x and of what `__call__` names after it, from that of the output (R, C)."""
-        first, second = self.norms
-        need_1, need_2 = need_norms[: _size(first)], need_norms[_size(first) :]
-        of_norm_1: list[Tensor | None] = [None] * len(need_1)
-        if not self.norm_first:
-            grad, of_norm_2 = norm_gradients(second, grad, kept.norm_2, need_2)
-        g, of_down = self._back(self.down, grad, kept.down)
-        g = self.activation.backward(g, kept.activation)
-        g, of_up = self._back(self.up, g, kept.up, beside=None if self.norm_first else grad)
-        if self.norm_first:
-            g, of_norm_2 = norm_gradients(second, g, kept.norm_2, need_2)
-            middle = g.add_(grad)
-        else:
-            middle, of_norm_1 = norm_gradients(first, g, kept.norm_1, need_1)
-        g, of_out = self._back(self.out, middle, kept.out)
-        g = self.attention.backward(g, kept.attention)
+        self, grad: Tensor, kept: Sequence[Any], *, need_x: bool, need_norms: Sequence[bool]
+    ) -> Gradients:
+        """The gradients of x, `parameters` and `factors`, from that of the output (R, C)."""
+        split, end = len(parameters_of(self.norm)), 5 + Tail.KEPT
+        behind = self.tail.backward(grad, kept[5:end], need_norms[split:])
+        g = self.attention.backward(behind.a, kept[end:])
+        of_norm: list[Tensor | None] = [None] * split
         gx: Tensor | None = None
-        if need_x or (self.norm_first and any(need_1)):
-            gx, of_qkv = self._back(self.qkv, g, kept.qkv, beside=None if self.norm_first else middle)
-            if self.norm_first:
-                gx, of_norm_1 = norm_gradients(first, gx, kept.norm_1, need_1)
-                gx.add_(middle)
-        else:
-            _, of_qkv = self.qkv.backward(g, *_wanted(self.qkv, kept.qkv), need_x=False)
-        return gx, [*of_norm_1, *of_norm_2, *of_qkv, *of_out, *of_up, *of_down]
+        h, of_h = kept[3:5]
+        if self.norm is None:
+            if need_x:
+                gx, of_qkv = back_through(self.qkv, g, h, of_h, beside=behind.x)
+        elif need_x or any(need_norms[:split]):
+            gx, of_qkv = back_through(self.qkv, g, h, of_h)
+            gx, of_norm = norm_gradients(self.norm, gx, (kept[0], kept[1], kept[2]), need_norms[:split])
+            gx.add_(behind.x)
+        if gx is None:
+            _, of_qkv = self.qkv.backward(g, *wanted(self.qkv, h, of_h), need_x=False)
+        return gx, [*of_norm, *behind.norms, *of_qkv, *behind.factors]
 
+
+@dataclass(frozen=True)
+class ReadStep:
+    """A block at one moment, of which one token of each text is read.
+
+    Attributes:
+        norm, tail: as in `BlockStep`.
+        q, kv: queries; keys and values.
+        reading: the attention.
+        texts: B.
+        places: (S,) int64, which row of the input is read for each text, and any rows behind them.
+        node_of_token: (tokens,) int64, which row of the input each token's state stands in; None: its own.
+    """
+
+    norm: nn.Module | None
+    q: Joined
+    kv: Joined
+    reading: Reading
+    tail: Tail
+    texts: int
+    places: Tensor
+    node_of_token: Tensor | None
+
+    def __call__(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """(R, C) -> (B, C), differentiable in x, the norms and the adapters' factors."""
+        return _differentiable(self, x, recompute=recompute)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of the norms, in order."""
+        return [*parameters_of(self.norm), *self.tail.parameters]
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """Of the adapters: queries, keys and values, and what stands behind."""
+        return [factor for product in (self.q, self.kv, *self.tail.products) for factor in product.factors]
+
+    def alone(self, x: Tensor) -> Tensor:
+        """The block (R, C) -> (B, C), and nothing that a gradient would want."""
+        h = x if self.norm is None else normed(self.norm, x)[0]
+        q = self.q.forward(h.index_select(0, self.places))[0]
+        a, _ = self.reading.forward(q[: self.texts], self._of_tokens(self.kv.forward(h)[0]))
+        return self.tail.alone(self._filled_up(a), x.index_select(0, self.places))[: self.texts]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
+        """The block, and what `backward` wants."""
+        h, of_norm = _before(self.norm, x)
+        read = h.index_select(0, self.places)
+        q, of_q = self.q.forward(read)
+        kv, of_kv = self.kv.forward(h)
+        a, of_reading = self.reading.forward(q[: self.texts], self._of_tokens(kv))
+        y, of_tail = self.tail.forward(self._filled_up(a), x.index_select(0, self.places))
+        return y[: self.texts], [*of_norm, read, of_q, h, of_kv, *of_tail, *of_reading]
+
+    def backward(
+        self, grad: Tensor, kept: Sequence[Any], *, need_x: bool, need_norms: Sequence[bool]
+    ) -> Gradients:
+        """The gradients of x, `parameters` and `factors`, from that of the output (B, C)."""
+        split, end = len(parameters_of(self.norm)), 7 + Tail.KEPT
+        behind = self.tail.backward(self._filled_up(grad), kept[7:end], need_norms[split:])
+        gq, gkv = self.reading.backward(behind.a[: self.texts], kept[end:])
+        gq = self._filled_up(gq)
+        read, of_read, h, of_h = kept[3:7]
+        if self.node_of_token is not None:
+            gkv = gkv.new_zeros(h.shape[0], gkv.shape[1]).index_add_(0, self.node_of_token, gkv)
+        of_norm: list[Tensor | None] = [None] * split
+        if not need_x and not any(need_norms[:split]):
+            _, of_kv = self.kv.backward(gkv, *wanted(self.kv, h, of_h), need_x=False)
+            _, of_q = self.q.backward(gq, *wanted(self.q, read, of_read), need_x=False)
+            return None, [*of_norm, *behind.norms, *of_q, *of_kv, *behind.factors]
+        gx, of_kv = back_through(self.kv, gkv, h, of_h)
+        g, of_q = back_through(self.q, gq, read, of_read, beside=behind.x if self.norm is None else None)
+        gx.index_add_(0, self.places, g)
+        if self.norm is not None:
+            gx, of_norm = norm_gradients(self.norm, gx, (kept[0], kept[1], kept[2]), need_norms[:split])
+            gx.index_add_(0, self.places, behind.x)
+        return gx, [*of_norm, *behind.norms, *of_q, *of_kv, *behind.factors]
+
+    def _of_tokens(self, kv: Tensor) -> Tensor:
+        return kv if self.node_of_token is None else kv.index_select(0, self.node_of_token)
+
+    def _filled_up(self, rows: Tensor) -> Tensor:
+        """(B, ...) -> (S, ...) with zeros."""
+        behind = len(self.places) - self.texts
+        return nn.functional.pad(rows, (0, 0, 0, behind)) if behind else rows
+
+
+def _before(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Kept]:
+    """x, normed where there is a norm before attention, and what `norm_gradients` wants."""
+    if norm is None:
+        return x, _NO_NORM
+    h, kept = normed(norm, x)
+    return h, [*kept]
+
+
+def _differentiable(step: _Step, x: Tensor, *, recompute: bool) -> Tensor:
+    """A step as one node of the graph; it keeps `forward`'s tensors, or with `recompute` its input alone."""
+    if not torch.is_grad_enabled():
+        return step.alone(x)
+    y: Tensor = _Node.apply(x, step, recompute, *step.parameters, *step.factors)
+    return y
+
+
+class _Node(torch.autograd.Function):
     @staticmethod
-    def _back(
-        product: Joined, grad: Tensor, kept: tuple[Tensor, Tensor | None], *, beside: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The gradients of a product's input and of its factors."""
-        grad_x, of_factors = product.backward(grad, *_wanted(product, kept), need_x=True, beside=beside)
-        assert grad_x is not None
-        return grad_x, of_factors
-
-
-class _Step(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: BlockStep, recompute: bool, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: _Step, recompute: bool, *_: Tensor) -> Tensor:
         y, kept = step.forward(x)
-        ctx.save_for_backward(*([x] if recompute else kept.flat()))
+        ctx.save_for_backward(*([x] if recompute else kept))
         ctx.step, ctx.recompute, ctx.needs = step, recompute, ctx.needs_input_grad
         return y
 
@@ -184,17 +255,7 @@ class _Step(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        kept = ctx.step.forward(*saved)[1] if ctx.recompute else _Kept.of(saved)
-        need_norms = ctx.needs[3 : 3 + sum(map(_size, ctx.step.norms))]
+        kept = ctx.step.forward(*saved)[1] if ctx.recompute else saved
+        need_norms = ctx.needs[3 : 3 + len(ctx.step.parameters)]
         gx, grads = ctx.step.backward(grad, kept, need_x=ctx.needs[0], need_norms=need_norms)
         return (gx, None, None, *grads)
-
-
-def _size(norm: nn.Module) -> int:
-    """How many parameters a norm has."""
-    return len(list(norm.parameters()))
-
-
-def _wanted(product: Joined, kept: tuple[Tensor, Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """What `Joined.backward` takes: nothing where no factor wants a gradient."""
-    return kept if product.trained else (None, None)

@@ -22,12 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from veneer.engine.activations import Activation
 from veneer.engine.beginnings import Beginnings
-from veneer.engine.block_step import Attention, BlockStep
+from veneer.engine.block_step import Attention, BlockStep, Reading, ReadStep
+from veneer.engine.block_tail import Tail
 from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.norms import applied, is_plain
 from veneer.engine.packing import Layout, PackedBatch, few_numbers
-from veneer.engine.row_attention import RowAttention, attend_read, attend_rows, by_rows
+from veneer.engine.row_attention import ReadAttention, RowAttention, attend_read, attend_rows, by_rows
 from veneer.engine.turned import Turned
 
 __all__ = ["Block", "Program"]
@@ -98,24 +99,57 @@ class Block:
         `recompute` the block keeps its input alone and computes the rest again in the backward pass (Chen et al. 2016,
         arXiv:1604.06174).
         """
-        norm_1, norm_2 = self.norms
-        whole = reads is None and shared is None
-        if whole and by_rows(x, layout) and is_plain(norm_1, x) and is_plain(norm_2, x):
-            qkv, out, up, down = (group.joined(x.dtype) for group in (self.qkv, self.out, self.up, self.down))
-            attention = self._attention(x, layout)
-            norms = norm_1, norm_2
-            step = BlockStep(qkv, out, up, down, attention, self.activation, norms, self.norm_first)
+        step = self._step(x, layout, reads, shared)
+        if step is not None:
             return step(x, recompute=recompute)
         if recompute and torch.is_grad_enabled():
             again: Tensor = checkpoint(self._composed, x, layout, reads, shared, use_reentrant=False)
             return again
         return self._composed(x, layout, reads, shared)
 
+    def _step(
+        self, x: Tensor, layout: Layout, reads: Tensor | None, shared: Beginnings | None
+    ) -> BlockStep | ReadStep | None:
+        """The block by hand, where it has that form for this call."""
+        norm_1, norm_2 = self.norms
+        if not (is_plain(norm_1, x) and is_plain(norm_2, x)):
+            return None
+        whole = reads is None and shared is None and by_rows(x, layout)
+        if not whole and (reads is None or not self._sees_all(layout, reads)):
+            return None
+        out, up, down = (group.joined(x.dtype) for group in (self.out, self.up, self.down))
+        before, inner, outer = (norm_1, norm_2, None) if self.norm_first else (None, norm_1, norm_2)
+        tail = Tail(out, up, down, self.activation, inner, outer)
+        if reads is None:
+            return BlockStep(before, self.qkv.joined(x.dtype), self._attention(x, layout), tail)
+        q, kv = (self.qkv.joined(x.dtype, columns) for columns in self._columns(x.shape[1]))
+        few, node = _filled_up(reads), None if shared is None else shared.node_of_token
+        places = few if node is None else node.index_select(0, few)
+        return ReadStep(before, q, kv, self._reading(x, layout, reads, node), tail, len(reads), places, node)
+
     def _attention(self, x: Tensor, layout: Layout) -> Attention:
         """The attention over rows like those of x."""
-        kv_heads = None if self.turned is None else self.turned.kv_heads
-        rows = RowAttention(layout, self.heads, self.scaling, self.causal, kv_heads, self.before)
+        rows = RowAttention(layout, self.heads, self.scaling, self.causal, self._kv_heads, self.before)
         return rows if self.turned is None else self.turned.attention(rows, x)
+
+    def _reading(self, x: Tensor, layout: Layout, reads: Tensor, node: Tensor | None) -> Reading:
+        """The attention of one token of each text; x are states of tokens, or of nodes."""
+        rows = x if node is None else node
+        inner = ReadAttention(layout, self.heads, self.scaling, len(rows), self._kv_heads)
+        if self.turned is None:
+            return inner
+        return self.turned.reading(inner, reads, x if node is None else x.new_empty(len(node), 0))
+
+    @property
+    def _kv_heads(self) -> int | None:
+        return None if self.turned is None else self.turned.kv_heads
+
+    def _columns(self, C: int) -> tuple[slice, slice]:
+        """Which outputs of `qkv` are queries, and which are keys and values."""
+        if self.turned is None:
+            return slice(0, C), slice(C, 3 * C)
+        of_q, of_kv = (n * self.turned.size for n in (self.turned.heads, 2 * self.turned.kv_heads))
+        return slice(0, of_q), slice(of_q, of_q + of_kv)
 
     def _composed(self, x: Tensor, layout: Layout, reads: Tensor | None, shared: Beginnings | None) -> Tensor:
         """The same from differentiable parts."""
@@ -153,15 +187,12 @@ class Block:
 
         `places` (S,) say where their states are in h, and fill up B to S; the rows behind B are zeros.
         """
-        C = h.shape[1] if self.turned is None else self.turned.heads * self.turned.size
-        of_kv = 2 * (C if self.turned is None else self.turned.kv_heads * self.turned.size)
-        kv = _of_tokens(self.qkv(h, columns=slice(C, C + of_kv)), shared)
-        q = self.qkv(h.index_select(0, places), columns=slice(0, C))[: len(reads)]
-        kv_heads = None
+        of_q, of_kv = self._columns(h.shape[1])
+        kv = _of_tokens(self.qkv(h, columns=of_kv), shared)
+        q = self.qkv(h.index_select(0, places), columns=of_q)[: len(reads)]
         if self.turned is not None:
             q, kv = self.turned.queries(q, layout, reads, kv), self.turned.keys(kv, layout)
-            kv_heads = self.turned.kv_heads
-        a = attend_read(q, kv, layout, self.heads, self.scaling, kv_heads)
+        a = attend_read(q, kv, layout, self.heads, self.scaling, self._kv_heads)
         return nn.functional.pad(a, (0, 0, 0, len(places) - len(reads)))
 
     def _sees_all(self, layout: Layout, reads: Tensor) -> bool:

@@ -29,7 +29,7 @@ from veneer.engine.bins import Bins, bins_of, one_text_each
 from veneer.engine.by_hand import node_of_kept
 from veneer.engine.packing import Layout
 
-__all__ = ["RowAttention", "attend_read", "attend_rows", "by_rows"]
+__all__ = ["ReadAttention", "RowAttention", "attend_read", "attend_rows", "by_rows"]
 
 _CAUSAL = AttentionPattern(after=0)
 _ALL = AttentionPattern()
@@ -73,17 +73,8 @@ def attend_read(
     q: Tensor, kv: Tensor, layout: Layout, heads: int, scaling: float, kv_heads: int | None = None
 ) -> Tensor:
     """One token of each text looks at its whole text: q (B, C), kv (R, 2 K D) keys and values -> (B, C)."""
-    parts, first = [], 0
-    kinds, slots = _kinds(heads, kv_heads)[1:], one_text_each(layout)
-    laid_out = _LaidOut.apply(kv, layout, slots, kinds)
-    for bins, (k, v) in zip(slots, _views(laid_out, slots, kinds), strict=True):  # (n K, L, D)
-        rows = q[first : first + bins.n].reshape(k.shape[0], -1, k.shape[2])  # (n K, H / K, D)
-        first += bins.n
-        bias = _bias(bins, layout, kinds[0], torch.float32, causal=False)  # (n K, 1, L) or None
-        scores = torch.bmm(rows, k.transpose(1, 2)).float() * scaling
-        p = torch.softmax(scores if bias is None else scores + bias, dim=-1).to(q.dtype)
-        parts.append(torch.bmm(p, v).reshape(bins.n, -1))
-    return torch.cat(parts)
+    y: Tensor = _Read.apply(q, kv, ReadAttention(layout, heads, scaling, kv.shape[0], kv_heads))
+    return y
 
 
 @dataclass(frozen=True)
@@ -142,26 +133,88 @@ class RowAttention:
         bias = _bias(
             bins, self.layout, kv_heads, q.dtype, causal=self.causal, times=times, before=self.before
         )
-        shape = (q.shape[0], q.shape[1], k.shape[1])
-        if bias is None:
-            scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0.0, alpha=self.scaling)
-        else:
-            scores = torch.baddbmm(bias.expand(shape), q, k.transpose(1, 2), alpha=self.scaling)
-        return torch.softmax(scores, dim=-1)
+        return torch.softmax(_scores(q, k, bias, self.scaling), dim=-1)
 
 
-class _LaidOut(torch.autograd.Function):
-    """`_laid_out` with its gradient, which is `_put_back`: each place of a text is filled by one row."""
+@dataclass(frozen=True)
+class ReadAttention:
+    """Attention of one token of each text, which sees its whole text, forward and backward without a graph.
 
+    Attributes:
+        layout: of the texts.
+        heads, scaling, kv_heads: as in `RowAttention`.
+        rows: R.
+    """
+
+    layout: Layout
+    heads: int
+    scaling: float
+    rows: int
+    kv_heads: int | None = None
+
+    def forward(self, q: Tensor, kv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """q (B, C), kv (R, 2 K D) keys and values -> (B, C), and what `backward` wants."""
+        kinds, slots = _kinds(self.heads, self.kv_heads)[1:], one_text_each(self.layout)
+        q = q.contiguous()
+        laid_out, out = _laid_out(kv, self.layout, slots, kinds), torch.empty_like(q)
+        kept = [q, laid_out]
+        parts = zip(
+            slots, _views(laid_out, slots, kinds), *(self._parts(x, slots) for x in (q, out)), strict=True
+        )
+        for bins, (k, v), rows, o in parts:  # (n K, L, D) and (n K, H / K, D)
+            bias = _bias(bins, self.layout, kinds[0], q.dtype, causal=False)  # (n K, 1, L) or None
+            p = torch.softmax(_scores(rows, k, bias, self.scaling), dim=-1)
+            torch.bmm(p, v, out=o)
+            kept.append(p)
+        return out, kept
+
+    def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradient of the output (B, C), and what `forward` kept -> those of q and kv."""
+        kinds, slots = _kinds(self.heads, self.kv_heads)[1:], one_text_each(self.layout)
+        q, laid_out, *probabilities = kept
+        grad, of_q, of_kv = grad.contiguous(), torch.empty_like(q), torch.empty_like(laid_out)
+        states = zip(
+            *(self._parts(x, slots) for x in (q, grad, of_q)),
+            *(_views(x, slots, kinds) for x in (laid_out, of_kv)),
+            probabilities,
+            strict=True,
+        )
+        for rows, do, gq, (k, v), (gk, gv), p in states:
+            torch.bmm(p.transpose(1, 2), do, out=gv)
+            ds = torch.bmm(do, v.transpose(1, 2))
+            ds = torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype)
+            torch.baddbmm(gq, ds, k, beta=0.0, alpha=self.scaling, out=gq)
+            torch.baddbmm(gk, ds.transpose(1, 2), rows, beta=0.0, alpha=self.scaling, out=gk)
+        return of_q, _put_back(of_kv, self.layout, slots, self.rows, kinds)
+
+    def _parts(self, x: Tensor, slots: Slots) -> list[Tensor]:
+        """(B, H D) -> (n K, H / K, D) of each kind of bins."""
+        kv_heads = self.kv_heads or self.heads
+        size = x.shape[1] // self.heads
+        return [part.view(len(part) * kv_heads, -1, size) for part in x.split([bins.n for bins in slots])]
+
+
+class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, layout: Layout, slots: Slots, kinds: Kinds) -> Tensor:
-        ctx.rest = layout, slots, rows.shape[0], kinds
-        return _laid_out(rows, layout, slots, kinds)
+    def forward(ctx: Any, q: Tensor, kv: Tensor, attention: ReadAttention) -> Tensor:
+        out, kept = attention.forward(q, kv)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*kept)
+            ctx.attention = attention
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _put_back(grad.contiguous(), *ctx.rest), None, None, None
+        return (*ctx.attention.backward(grad, ctx.saved_tensors), None)
+
+
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
+    """(n, M, D) and (n, L, D) -> (n, M, L): q k^T * scaling + bias, which expands to it."""
+    if bias is None:
+        return torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0.0, alpha=scaling)
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    return torch.baddbmm(bias.expand(shape), q, k.transpose(1, 2), alpha=scaling)
 
 
 def _kinds(heads: int, kv_heads: int | None) -> Kinds:

@@ -20,9 +20,9 @@ from veneer.engine.linears import Slot
 from veneer.engine.norms import norm_gradients, normed
 from veneer.engine.packing import Layout
 from veneer.engine.rotary import Rotary, Turn
-from veneer.engine.row_attention import RowAttention
+from veneer.engine.row_attention import ReadAttention, RowAttention
 
-__all__ = ["Turned", "TurnedAttention", "Turning"]
+__all__ = ["Turned", "TurnedAttention", "TurnedReading", "Turning"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class Turned:
     def keys(self, kv: Tensor, layout: Layout) -> Tensor:
         """(R, 2 K D) keys and values -> the same, differentiable."""
         return node_of_kept(kv, self._turning(self.rotary.turn(layout, kv), 0, self.kv_heads))
+
+    def reading(self, inner: ReadAttention, read: Tensor, like: Tensor) -> TurnedReading:
+        """`inner` with what comes before it, for the tokens `read` (B,) of rows (R, ...) like these."""
+        turn = self.rotary.turn(inner.layout, like)
+        of_q, of_kv = self._turning(turn.at(read), self.heads, 0), self._turning(turn, 0, self.kv_heads)
+        return TurnedReading(inner, of_q, of_kv)
 
     def _turning(self, turn: Turn, queries: int, keys: int) -> Turning:
         return Turning(turn, queries, keys, self.size, self._norms)
@@ -155,3 +161,25 @@ class TurnedAttention:
         of_turning = 0 if self.turning.norms is None else 3
         inner, before = kept[: len(kept) - of_turning], kept[len(kept) - of_turning :]
         return self.turning.backward(self.inner.backward(grad, inner), before)
+
+
+@dataclass(frozen=True)
+class TurnedReading:
+    """Attention of one token of each text, turned first as its keys are; stands where `ReadAttention` stands."""
+
+    inner: ReadAttention
+    of_q: Turning
+    of_kv: Turning
+
+    def forward(self, q: Tensor, kv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """q (B, H D), kv (R, 2 K D) -> (B, H D), and what `backward` wants."""
+        q, before_q = self.of_q.forward(q)
+        kv, before_kv = self.of_kv.forward(kv)
+        out, kept = self.inner.forward(q, kv)
+        return out, [*before_q, *before_kv, *kept]
+
+    def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradient of the output (B, H D) -> those of q and kv."""
+        n = 0 if self.of_q.norms is None else 2
+        gq, gkv = self.inner.backward(grad, kept[2 * n :])
+        return self.of_q.backward(gq, kept[:n]), self.of_kv.backward(gkv, kept[n : 2 * n])
