@@ -139,18 +139,27 @@ def tagged(folder: Path) -> Path:
     return path
 
 
-def squad(folder: Path) -> Path:
-    """Questions on contexts, in SQuAD's format, some of them with two windows."""
+def squad(folder: Path, none_every: int = 0) -> Path:
+    """Questions on contexts, in SQuAD's format, some of them with two windows, one in `none_every` without answer."""
     draw, paragraphs = np.random.default_rng(0), []
     for row in range(40):
         who, what = str(draw.choice(["anna", "bob", "you"])), str(draw.choice(["film", "order", "prize"]))
         context = f"{row} {who} love the {what} and it is {'not ' * int(draw.integers(0, 9))}late"
         answer = {"text": what, "answer_start": context.index(what)}
-        asked = {"id": str(row), "question": f"what to love {row}", "answers": [answer]}
+        asked: dict[str, Any] = {"id": str(row), "question": f"what to love {row}", "answers": [answer]}
+        if none_every:
+            asked["is_impossible"] = row % none_every == 0
+            asked |= {"question": "you hate", "answers": []} if asked["is_impossible"] else {}
         paragraphs.append({"context": context, "qas": [asked]})
     path = folder / "squad.json"
-    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}))
+    version = "v2.0" if none_every else "1.1"
+    path.write_text(json.dumps({"version": version, "data": [{"title": "t", "paragraphs": paragraphs}]}))
     return path
+
+
+def squad_2(folder: Path) -> Path:
+    """The same with questions that have no answer, as SQuAD 2 has them."""
+    return squad(folder, none_every=3)
 
 
 def alpaca(folder: Path) -> Path:
@@ -158,6 +167,13 @@ def alpaca(folder: Path) -> Path:
     rows = [{"instruction": f"count {row}", "input": "", "output": f"{row + 1} is next"} for row in range(40)]
     path = folder / "alpaca.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def plain(folder: Path) -> Path:
+    """Documents of a text file."""
+    path = folder / "plain.txt"
+    path.write_text("\n\n".join(f"{row} and {row + 1} and so on" for row in range(40)), encoding="utf-8")
     return path
 
 
@@ -175,6 +191,14 @@ ASKED = {"question": "what to love", "context": "7 bob love the order and it is 
 
 ENTRIES: dict[str, Entry] = {
     "labels": Entry("classification", labels, _bert, TEXTS, (TEXTS[0],)),
+    "labels, DoRA": Entry(
+        "classification",
+        labels,
+        tiny_gpt2,
+        TEXTS,
+        (TEXTS[0],),
+        changes={"lora": {"r": 4, "use_dora": True}},
+    ),
     "several labels": Entry("classification", several, _bert, TEXTS, (TEXTS[0],)),
     "numbers": Entry("regression", numbers, _bert, TEXTS, (TEXTS[0],)),
     "pairs": Entry("classification", pairs, _bert, (PAIR,), (PAIR["text"], "--pair", PAIR["text_pair"])),
@@ -188,6 +212,13 @@ ENTRIES: dict[str, Entry] = {
         "entities", tagged, tiny_gpt2, ({"text": "Bob is in New York"}, "Anna?"), ("Bob is in New York",)
     ),
     "answers": Entry("answers", squad, _bert, (ASKED,), (ASKED["question"], "--context", ASKED["context"])),
+    "answers or none": Entry(
+        "answers", squad_2, _bert, (ASKED,), (ASKED["question"], "--context", ASKED["context"])
+    ),
+    "numbers by a decoder": Entry("regression", numbers, tiny_gpt2, TEXTS, (TEXTS[0],)),
+    "plain text": Entry(
+        "instructions", plain, _writer, ("3 and 4",), ("3 and 4",), golden=({"text": "3 and 4 and so on"},)
+    ),
     "instructions": Entry(
         "instructions",
         alpaca,
