@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from reference.families import FAMILIES
 from veneer.engine import Runner, pack, prefix
+from veneer.engine.beginnings import tree_of
 from veneer.engine.kept_states import KeptStates
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import VeneerError
@@ -194,3 +195,37 @@ def test_the_first_trained_block(targets: str, lowest: int) -> None:
     program = Runner.of(model, mode="packed").program
     assert program is not None
     assert first_trained_block(program, model) == lowest
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["nodes", "tokens"])
+def test_batches_have_about_the_same_number_of_states(alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "_BATCH_STATES", 127)
+    generator = np.random.default_rng(0)
+    texts = [generator.integers(1, 4, n) for n in generator.integers(1, 12, 400)]
+    batches = prefix._batches(_Texts(texts), alike=alike)
+    assert sorted(i for batch in batches for i in batch) == list(range(400))
+    filled = []
+    for batch in batches:
+        packed = pack([torch.from_numpy(texts[i]) for i in batch])
+        filled.append(len(tree_of(packed)[1]) if alike else packed.tokens)
+        assert packed.tokens <= 2 * 127
+    assert max(filled) <= 127
+    full = [
+        n
+        for n, batch in zip(filled, batches, strict=True)
+        if sum(len(texts[i]) for i in batch) <= 2 * 127 - 12
+    ]
+    assert min(full[:-1]) > 127 - 12
+
+
+class _Texts:
+    """Texts as `build_prefix` reads them."""
+
+    def __init__(self, texts: list[Any]) -> None:
+        self.texts, self.lengths = texts, [len(text) for text in texts]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.texts[i]

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ from veneer.files import cache_folder
 
 __all__ = ["PrefixStore", "build_prefix", "first_trained_block"]
 
-_BATCH_TOKENS = 4096
+_BATCH_STATES = 4095  # of tokens, or of the nodes that texts share; they fill 4,096 rows
 LIMIT_BYTES = 8 * 2**30
 """All kept prefixes together take at most this much of the disk; the oldest go first."""
 
@@ -180,22 +181,38 @@ def _compute(
 
 
 def _batches(sequences: Sequences, *, alike: bool) -> list[list[int]]:
-    """Texts in batches: those that begin alike together, or those of one length."""
+    """Texts in batches: those that begin alike together, or those of one length.
+
+    A batch takes as many texts as have `_BATCH_STATES` states to be computed, so that nearly all batches have the same
+    number: what follows is few kernels, and memory that is used again.
+    """
     n = len(sequences)
     if alike:
-        order = sorted(range(n), key=lambda i: sequences[i].tolist())
+        texts = [sequences[i].tolist() for i in range(n)]
+        order = sorted(range(n), key=texts.__getitem__)
+        begun = [0, *(_in_common(texts[i], texts[j]) for i, j in pairwise(order))]
     else:
         order = np.argsort(-np.asarray(sequences.lengths), kind="stable").tolist()
+        begun = [0] * n
     batches: list[list[int]] = []
-    tokens = _BATCH_TOKENS
-    for i in order:
-        length = int(sequences.lengths[i]) if not alike else len(sequences[i])
-        if tokens + length > _BATCH_TOKENS:
+    states = tokens = _BATCH_STATES
+    for i, known in zip(order, begun, strict=True):
+        length = int(sequences.lengths[i])
+        if states + length - known > _BATCH_STATES or tokens + length > 2 * _BATCH_STATES:
             batches.append([])
-            tokens = 0
+            states = tokens = known = 0
         batches[-1].append(i)
+        states += length - known
         tokens += length
     return batches
+
+
+def _in_common(one: list[int], other: list[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    for at, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return at
+    return min(len(one), len(other))
 
 
 @contextmanager
