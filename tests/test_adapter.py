@@ -227,6 +227,34 @@ def test_a_number_that_was_damaged_too_little_for_the_golden_inputs_is_seen(copi
     assert load(copied, verify=False).predict(["a text"])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts["task_facts"]["labels"].reverse(),
+        lambda facts: facts["task_facts"]["labels"].__setitem__(0, "fine"),
+        lambda facts: facts["metrics"]["test"].update(accuracy=1.5),
+        lambda facts: facts.update(max_length=facts["max_length"] + 1),
+    ],
+    ids=["labels exchanged", "a label renamed", "a figure", "a length"],
+)
+def test_what_was_edited_by_hand_is_not_believed(
+    copied: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """No stored answer holds a label's name: the hash does."""
+    path = copied / "veneer.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(dict(reversed(facts.items())), indent=7, ensure_ascii=False))
+    assert load(copied).predict(["a text"])  # the same values in another layout
+    change(facts)
+    path.write_text(json.dumps(facts))
+    with pytest.raises(DriftError, match=r"veneer\.json was edited.*--no-verify"):
+        load(copied)
+    assert load(copied, verify=False).predict(["a text"])
+    facts["facts_hash"] = None
+    path.write_text(json.dumps(facts))
+    assert load(copied).facts is not None  # folders of before the hash was kept
+
+
 # --- strict reading -------------------------------------------------------------------------------------------------
 
 

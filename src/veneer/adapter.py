@@ -84,6 +84,7 @@ class Facts(StrictModel):
     exactness         precision, packed or padded, with the reasons
     golden            answers to replay
     tensors_hash      of adapter_model.safetensors, "sha256:..."; None in folders of before it was kept
+    facts_hash        of everything else in this file, whatever its layout; None in folders of before it was kept
     versions          of Veneer, torch, transformers
     """
 
@@ -101,6 +102,7 @@ class Facts(StrictModel):
     exactness: dict[str, Any] = pydantic.Field(default_factory=dict)
     golden: Golden | None = None
     tensors_hash: str | None = None
+    facts_hash: str | None = None
     versions: dict[str, str] = pydantic.Field(default_factory=dict)
 
 
@@ -114,6 +116,7 @@ class AdapterFolder:
         tensors: PEFT's names -> tensors, all finite.
         facts: the content of veneer.json; None for a folder that PEFT wrote.
         tensors_hash: of the tensors' file as it is now, "sha256:...".
+        facts_hash: of veneer.json as it is now, without its own `facts_hash`; "" where there is none.
         ours: whether Veneer wrote the tensors' file.
     """
 
@@ -122,12 +125,36 @@ class AdapterFolder:
     tensors: dict[str, Tensor]
     facts: Facts | None
     tensors_hash: str = ""
+    facts_hash: str = ""
     ours: bool = False
 
     @property
     def size_bytes(self) -> int:
         """Size of the tensors' file."""
         return (self.path / TENSORS).stat().st_size
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """What is no longer as Veneer wrote it, each file with its hashes; empty where nothing can be said."""
+        if self.facts is None:
+            return ()
+        pairs = (
+            (
+                f"{TENSORS} is not the file that was written with {FACTS}",
+                self.tensors_hash,
+                self.facts.tensors_hash,
+            ),
+            (
+                f"{FACTS} was edited (its labels, its base, its figures: something in it)",
+                self.facts_hash,
+                self.facts.facts_hash,
+            ),
+        )
+        return tuple(
+            f"{what} (its hash is {now[:23]}..., stored was {stored[:23]}...)"
+            for what, now, stored in pairs
+            if stored is not None and now != stored
+        )
 
 
 def write_adapter(
@@ -154,6 +181,7 @@ def write_adapter(
         data = _ordered(save_tensors(contiguous, metadata=_METADATA))
         write_bytes(folder / TENSORS, data)
         hashed = facts.replace(tensors_hash=_hash(data))
+        hashed = hashed.replace(facts_hash=_facts_hash(json.loads(hashed.model_dump_json())))
         write_text(folder / FACTS, hashed.model_dump_json(indent=2) + "\n")
         for name, content in (extra_files or {}).items():
             write_bytes(folder / name, content.encode("utf-8") if isinstance(content, str) else content)
@@ -191,14 +219,20 @@ def read_adapter(path: Path) -> AdapterFolder:
     config = _read_json(path / CONFIG, faults)
     data = (path / TENSORS).read_bytes() if (path / TENSORS).is_file() else None
     tensors = _read_tensors(data, faults)
-    facts = _read_facts(path / FACTS, faults)
+    facts, facts_hash = _read_facts(path / FACTS, faults)
     if faults or data is None:
         raise AdapterError(f"{path} can't be used as an adapter:", faults)
-    return AdapterFolder(path, config, tensors, facts, _hash(data), "veneer" in _metadata(data))
+    return AdapterFolder(path, config, tensors, facts, _hash(data), facts_hash, "veneer" in _metadata(data))
 
 
 def _hash(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _facts_hash(content: Mapping[str, Any]) -> str:
+    """Of veneer.json's content without this hash: of its values, not of blanks and the order of keys."""
+    rest = {key: value for key, value in content.items() if key != "facts_hash"}
+    return _hash(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("ascii"))
 
 
 def _ordered(data: bytes) -> bytes:
@@ -228,6 +262,9 @@ def _read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     except (ValueError, UnicodeDecodeError) as error:
         faults.append(f"{path.name} is not valid JSON ({error})")
         return {}
+    except RecursionError:
+        faults.append(f"{path.name} is not the file that was written (lists stand in each other without end)")
+        return {}
     if not isinstance(found, dict):
         faults.append(f"{path.name} holds {type(found).__name__}, expected an object")
         return {}
@@ -250,20 +287,21 @@ def _read_tensors(data: bytes | None, faults: list[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_facts(path: Path, faults: list[str]) -> Facts | None:
+def _read_facts(path: Path, faults: list[str]) -> tuple[Facts | None, str]:
+    """veneer.json and the hash of what it holds now."""
     if not path.is_file():
-        return None
+        return None, ""
     before = len(faults)
     found = _read_json(path, faults)
     if len(faults) > before:
-        return None
+        return None, ""
     if isinstance(found.get("format"), int) and found["format"] > FORMAT:
         faults.append(
             f"{path.name} has format {found['format']}, this Veneer reads up to {FORMAT}: upgrade Veneer"
         )
-        return None
+        return None, ""
     try:
-        return Facts.parse(found, where=path.name)
+        return Facts.parse(found, where=path.name), _facts_hash(found)
     except ConfigError as error:
         faults.append(str(error))
-        return None
+        return None, ""

@@ -62,7 +62,8 @@ def _fault(model: type[pydantic.BaseModel], detail: ErrorDetails) -> str:
     if kind == "missing":
         return f"{name!r} is missing; it has to be given."
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if not path:  # from a check of the whole model, whose message names the fields itself
+    if not path or (kind == "value_error" and isinstance(detail["input"], Mapping)):
+        # from a check of a whole model, whose message names the fields itself
         return message
     return f"{name!r} is {detail['input']!r}: {message[:1].lower()}{message[1:].rstrip('.')}."
 

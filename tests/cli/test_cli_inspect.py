@@ -10,6 +10,7 @@ import pytest
 from command import veneer
 from docs_json import documented
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 from tiny_adapter import Trained
 
@@ -45,6 +46,31 @@ def test_a_label_that_no_row_has_is_told(trained: Trained, tmp_path: Path) -> No
     assert done.code == 0, done.err
     assert "no row has the label 'spam'" in done.err
     assert "no row has" not in veneer("evaluate", trained.adapter, trained.table).err
+
+
+def test_columns_that_the_task_does_not_read_are_refused(trained: Trained) -> None:
+    done = veneer("evaluate", trained.adapter, trained.table, "--column", "question=text")
+    assert done.code == 2
+    assert "--column: this adapter reads no question of a row" in done.err
+
+
+def test_inspect_says_what_was_edited_by_hand(trained: Trained, tmp_path: Path) -> None:
+    edited = Path(shutil.copytree(trained.adapter, tmp_path / "edited"))
+    text = (edited / "veneer.json").read_text(encoding="utf-8")
+    (edited / "veneer.json").write_text(text.replace('"spam"', '"junk"'), encoding="utf-8")
+    done = veneer("inspect", edited, "--json")
+    assert done.code == 0, done.err
+    assert "veneer.json was edited" in done.err
+    assert len(done.json["changed"]) == 1
+    assert veneer("inspect", trained.adapter, "--json").json["changed"] == []
+    (edited / "veneer.json").unlink()
+    assert "Veneer (no veneer.json: labels" in veneer("inspect", edited).out
+    (edited / "veneer.json").write_text("[" * 100_000, encoding="utf-8")
+    assert "veneer.json is not the file that was written" in veneer("inspect", edited).err
+    (edited / "veneer.json").write_text(text.replace('"spam"', '"junk"'), encoding="utf-8")
+    refused = veneer("predict", edited, "win a prize")
+    assert refused.code == 1
+    assert "--no-verify" in refused.err
 
 
 def test_the_rows_of_training_are_not_measured_unseen(trained: Trained, tmp_path: Path) -> None:
@@ -102,6 +128,8 @@ def test_inspect_an_adapter(trained: Trained) -> None:
 def test_inspect_an_adapter_that_peft_wrote(trained: Trained, tmp_path: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(trained.adapter / name, tmp_path)
+    tensors = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(tensors), tensors, metadata={"format": "pt"})  # as PEFT writes it
     done = veneer("inspect", tmp_path, "--json")
     assert done.code == 0, done.err
     assert done.json["made_by"] == "peft"

@@ -12,8 +12,8 @@ from command import veneer
 from docs_json import documented
 from tiny_adapter import Trained
 
-from veneer.cli.flags import ADAPTER, BASE, DATA, TRAINING, names_or_pattern
 from veneer.cli.options import assignments, nested
+from veneer.cli.settings import ADAPTER, BASE, DATA, TRAINING, names_or_pattern
 from veneer.data.config import DataConfig
 from veneer.lora import LoraConfig
 from veneer.tasks.registry import KINDS
@@ -108,9 +108,15 @@ MISTAKES = [
     (["--set", "batch_sise=4"], "'batch_sise'", "'batch_size'"),
     (["--set", "data.max_rowz=4"], "max_rowz", "'max_rows'"),
     (["--set", "epochs"], "'epochs'", "key=value"),
-    (["--batch-size", "0"], "'batch_size' is 0", "greater than or equal to 1"),
-    (["--epochs", "0"], "'epochs' is 0", "greater than or equal to 1"),
-    (["--label-smoothing", "1.5"], "'label_smoothing' is 1.5", "less than 1"),
+    (["--batch-size", "0"], "--batch-size is 0", "greater than or equal to 1"),
+    (["--epochs", "0"], "--epochs is 0", "greater than or equal to 1"),
+    (["--label-smoothing", "1.5"], "--label-smoothing is 1.5", "less than 1"),
+    (["--max-length", "1"], "--max-length is 1, and 2 special tokens", "expected more"),
+    (["--r", "0"], "--r 0 can't be used", "at least 1"),
+    (["--validation-fraction", "0.9"], "--validation-fraction and --test-fraction add up to 1.1", "below 1"),
+    (["--column", "question=text"], "--column: the task classification", "leave it out"),
+    (["--loss", "all"], "--loss: the task classification", "leave it out"),
+    (["--encoding", "utf-16"], "is not utf-16", "Leave the encoding out"),
     (["--keep", "sometimes"], "'sometimes'", "'best', 'last'"),
     (["--epochs", "many"], "'--epochs'", "integer"),
     (["--batch-sise", "4"], "--batch-sise", "--batch-size"),
@@ -131,6 +137,24 @@ def test_a_mistake_is_one_paragraph_with_the_mend(
     assert mend in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "a").exists()
+
+
+def test_errors_name_flags_where_flags_were_given(trained: Trained, tmp_path: Path) -> None:
+    """A key of a file keeps its name; a verb advises no flag that it does not have."""
+    file = tmp_path / "run.yaml"
+    file.write_text("batch_size: 0\ndata:\n  max_rows: 0\n", encoding="utf-8")
+    done = veneer("train", trained.table, "--config", file, "--max-rows", "-1")
+    assert done.code == 2
+    assert "'batch_size' is 0" in done.err
+    assert "--max-rows is -1" in done.err
+    holes = tmp_path / "holes.csv"
+    rows = [f"a text {i},{['ham', 'spam', ''][i % 3]}\n" for i in range(30)]
+    holes.write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    assert "leave them out with --on-missing-label drop" in veneer("train", holes).err
+    assert veneer("evaluate", trained.adapter, holes).err.endswith("Fill them in, or remove them.\n")
+    holes.write_text('text,label\n"never closed,ham\nanother,spam\n', encoding="utf-8")
+    assert "(--set data.quoting=no)" in veneer("preview", holes).err
+    assert "quoting" not in veneer("predict", trained.adapter, "--file", holes).err
 
 
 def test_a_missing_file_and_no_source_at_all(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,6 @@ def test_commas_in_a_tab_separated_file_do_not_mislead(tmp_path: Path) -> None:
         ("utf-8-sig", ROWS.replace("hello", "héllo").encode("utf-8-sig")),
         ("utf-16", ROWS.replace("hello", "héllo").encode("utf-16")),
         ("cp1252", ROWS.replace("hello", "héllo").encode("cp1252")),
-        ("latin-1", ROWS.replace("hello", "héllo\x81").encode("latin-1")),
     ],
 )
 def test_other_encodings_are_read_and_said(tmp_path: Path, encoding: str, content: bytes) -> None:
@@ -66,6 +66,40 @@ def test_other_encodings_are_read_and_said(tmp_path: Path, encoding: str, conten
 def test_the_reason_for_an_encoding_names_the_line(tmp_path: Path) -> None:
     table = read_table(write(tmp_path, (ROWS + "caf\xe9,a\n").encode("cp1252")))
     assert "line 4 is not valid utf-8" in next(c.reason for c in table.choices if c.what == "encoding")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            (ROWS + "caf\xe9,a\ngr\xfc\xdfe,b\n").encode() + b"caf\xe9,a\n",
+            "line 6 is not valid utf-8, though 3 char",
+        ),
+        (b"text,label\n\x00\xff\x81" + bytes(range(128, 256)), "is a binary file, or damaged: line 2"),
+        ((ROWS + "caf\xe9\x81,a\n").encode("latin-1"), "no text in cp1252 (Western European) either"),
+        ((ROWS + "привет как дела и что нового,a\n").encode("cp1251"), "can't be told from its bytes"),
+        (
+            (ROWS + "日本語のテキストを読むための行です,a\n").encode("shift_jis"),
+            "can't be told from its bytes",
+        ),
+    ],
+    ids=["mixed", "binary", "no character", "cp1251", "shift_jis"],
+)
+def test_an_encoding_is_never_guessed(tmp_path: Path, content: bytes, said: str) -> None:
+    """Read as cp1252, each of these is a table of wrong letters."""
+    path = write(tmp_path, content)
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        read_table(path)
+    assert "encoding" in str(caught.value)
+    if said.startswith("can't"):
+        encoding = "cp1251" if "привет".encode("cp1251") in content else "shift_jis"
+        last = column(read_table(path, TableOptions(encoding=encoding)), "text")[-1] or ""
+        assert last.startswith(("привет", "日本語"))
+
+
+def test_utf_16_without_its_mark_is_an_error_when_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not utf-16"):
+        read_table(write(tmp_path, ROWS.encode()), TableOptions(encoding="utf-16"))
 
 
 def test_a_wrong_encoding_that_is_given_is_an_error(tmp_path: Path) -> None:

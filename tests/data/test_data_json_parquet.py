@@ -66,6 +66,8 @@ def test_parquet_categories_are_their_values(tmp_path: Path) -> None:
         ("x.jsonl", '{"text": "a"}\n[1]\n', r"line 2: expected an object.*found a list"),
         ("x.json", '[{"text": "a"},\n {"text": b}]', r"x.json, line 2: not valid JSON"),
         ("x.json", '[{"text": "a"},\n {"text": "b"}', r"cut off"),
+        ("x.json", "[" * 100_000, r"hundreds of levels deep"),
+        ("x.jsonl", '{"text": ' + "[" * 100_000 + "\n", r"line 1: lists or objects stand in each other"),
         ("x.json", '[{"text": "a"}\n {"text": "b"}]', r"line 2: expected ',', found '{'"),
         ("x.json", '["a"]', r"record 1: expected an object"),
         ("x.json", '"a"', r"expected a list of records"),

@@ -73,7 +73,7 @@ def unfinished(out: Path) -> Path:
 def facts_of(done: Finished) -> dict[str, Any]:
     """veneer.json without what a clock says."""
     facts: dict[str, Any] = done.facts.model_dump(mode="json")
-    del facts["speed"]
+    del facts["speed"], facts["facts_hash"]
     return facts
 
 

@@ -39,4 +39,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments is None:
             import signal
 
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)

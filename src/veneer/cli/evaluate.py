@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output
-from veneer.cli.flags import COLUMNS, LOADING, OUTPUT, VARIANT
+from veneer.cli.flags import LOADING, OUTPUT
 from veneer.cli.options import nested, with_flags
 from veneer.cli.predict import loaded
 from veneer.cli.scores import confusion_table, further_table, label_table, scores_table
+from veneer.cli.settings import COLUMNS, VARIANT
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output, facts_table, table
-from veneer.cli.flags import ADAPTER, LABELS, OUTPUT, TASK
+from veneer.cli.flags import LABELS, OUTPUT
 from veneer.cli.options import nested, with_flags
+from veneer.cli.settings import ADAPTER, TASK
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +49,8 @@ def inspect(
             if given or settings["labels"] or settings["task"]:
                 raise typer.BadParameter(f"{what} is an adapter; flags of the adapter go with a base.")
             adapter = describe_adapter(what)
+            for each in adapter.folder.changed:
+                output.warn(f"{each}; to answer, it has to be loaded with --no-verify.")
             value, show = adapter.to_json(), lambda console: _show_adapter(console, adapter)
         else:
             task = settings["task"] or "classification"
@@ -60,9 +63,8 @@ def _show_adapter(console: Console, adapter: AdapterDescription) -> None:
     from veneer.evaluation.wording import bytes_text
 
     folder, facts = adapter.folder, adapter.folder.facts
-    made = (
-        "Veneer" if adapter.made_by == "veneer" else "PEFT (no veneer.json: labels and metrics are not known)"
-    )
+    made = "Veneer" if adapter.made_by == "veneer" or folder.ours else "PEFT"
+    made += "" if facts is not None else " (no veneer.json: labels and metrics are not known)"
     rows = [("adapter", str(folder.path)), ("made by", made), ("base", adapter.base or "not said")]
     if facts is not None:
         rows[2] = ("base", f"{facts.base.name}, {facts.base.family}, {facts.base.content_hash[:19]}...")

@@ -12,8 +12,9 @@ import typer
 
 from veneer.cli.colours import tag_colour
 from veneer.cli.console import Output
-from veneer.cli.flags import ANSWERS, LOADING, OUTPUT, read_roles
+from veneer.cli.flags import ANSWERS, LOADING, OUTPUT
 from veneer.cli.options import with_flags
+from veneer.cli.settings import read_roles
 from veneer.errors import DataError, UserMistake
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import typer
 
 from veneer.cli.colours import tag_colour
 from veneer.cli.console import Output, table
-from veneer.cli.flags import BASE, DATA, EXAMPLE_COUNT, OUTPUT, RUN, TASK
+from veneer.cli.flags import EXAMPLE_COUNT, OUTPUT, RUN
 from veneer.cli.options import assignments, nested, with_flags
+from veneer.cli.settings import BASE, DATA, TASK
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from veneer.cli.console import Output
-from veneer.cli.flags import ADAPTER, BASE, DATA, OUTPUT, RUN, TASK, TRAINING
+from veneer.cli.flags import OUTPUT, RUN
 from veneer.cli.options import Flag, assignments, nested, with_flags
 from veneer.cli.scores import scores_table
+from veneer.cli.settings import SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,7 @@ $ veneer train --config adapters/spam/config.yaml --epochs 8 --fresh
 DRY_RUN = Flag("dry-run", None, bool, "Say how long it takes and how much memory; write nothing.", "Training")
 
 
-@with_flags(TASK, *DATA, *BASE, *ADAPTER, *TRAINING, DRY_RUN, *RUN, *OUTPUT)
+@with_flags(*SETTINGS, DRY_RUN, *RUN, *OUTPUT)
 def train(
     source: Annotated[
         str | None,
@@ -72,9 +73,7 @@ def configuration(source: str | None, settings: Mapping[str, Any]) -> TrainConfi
     """The command line as a configuration: the file, then --set, then the flags."""
     from veneer.training.config import TrainConfig, merged
 
-    given = merged(
-        assignments(settings["set"] or ()), nested((TASK, *DATA, *BASE, *ADAPTER, *TRAINING), settings)
-    )
+    given = merged(assignments(settings["set"] or ()), nested(SETTINGS, settings))
     if source is not None:
         given = merged(given, {"data": {"source": source}})
     if settings["config"] is not None:

@@ -8,6 +8,7 @@ what a verb does.
 from __future__ import annotations
 
 import contextlib
+import inspect as inspect_module
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ from veneer.cli import (
     train,
 )
 from veneer.cli.console import print_error, print_json
+from veneer.cli.naming import in_flags
+from veneer.cli.settings import SETTINGS
+from veneer.cli.writing import SAMPLING
 from veneer.errors import VeneerError
 
 __all__ = ["app", "run"]
@@ -62,6 +66,8 @@ def _unfolded(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
+_PARAMETERS: dict[str, tuple[str, ...]] = {}
+"""What each verb takes, by its names in Python."""
 for verb in (
     train,
     predict,
@@ -77,6 +83,7 @@ for verb in (
     reproduce,
 ):
     command = getattr(verb, verb.__name__.rpartition(".")[2])
+    _PARAMETERS[command.__name__] = tuple(inspect_module.signature(command).parameters)
     app.command(help=_unfolded(command.__doc__), epilog=verb.EXAMPLES)(command)
 
 
@@ -123,7 +130,7 @@ def run(arguments: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _told(type(error).__name__, *_explained(error), options)
+        return _told(type(error).__name__, *_explained(error, options), options)
 
 
 def _wait_briefly() -> None:
@@ -136,10 +143,11 @@ def _wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _explained(error: Exception, options: Sequence[str] = ()) -> tuple[str, int]:
     """An error as a paragraph and an exit code."""
     if isinstance(error, VeneerError):
-        return str(error), error.exit_code
+        parameters = next((_PARAMETERS[name] for name in options if name in _PARAMETERS), ())
+        return in_flags(str(error), (*SETTINGS, *SAMPLING), parameters, options), error.exit_code
     if isinstance(error, _UsageError):
         return _usage(error), 2
     if isinstance(error, OSError):

@@ -18,6 +18,7 @@ __all__ = ["iterate_json", "iterate_json_lines"]
 Record = dict[str, Any]
 _CHUNK = 1 << 20
 _LONGEST_WORD = 64  # a number or a name that the buffer's end cuts is not longer
+_TOO_DEEP = "lists or objects stand in each other hundreds of levels deep; expected rows of texts and labels"
 _SPACE = re.compile(r"\s*")
 
 
@@ -34,6 +35,8 @@ def iterate_json_lines(path: Path, encoding: str) -> Iterator[Record]:
                     f"{path}, line {number}: not valid JSON ({error.msg} at character {error.pos + 1}). "
                     'Each line has to be one complete object, such as {"text": ..., "label": ...}.'
                 ) from None
+            except RecursionError:
+                raise DataError(f"{path}, line {number}: {_TOO_DEEP}.") from None
             yield _checked(record, f"{path}, line {number}")
 
 
@@ -110,6 +113,8 @@ class _Reader:
                 if self.ended or not cut_off:
                     self.at = error.pos
                     raise self.fault(f"not valid JSON: {error.msg}") from None
+            except RecursionError:
+                raise self.fault(_TOO_DEEP) from None
             else:
                 if end < len(self.buffer) or self.ended:  # a number at the buffer's end may go on
                     self.at = end

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ USUAL_NAMES = frozenset(
 )  # fmt: skip
 SAMPLE_BYTES = 1 << 18  # characters of the file's top that the layout is inferred from
 _CHUNK = 1 << 20
+_STRAY, _BEYOND_ASCII = re.compile("[\udc80-\udcff]"), re.compile(r"[^\x00-\x7f]")
+_LETTERS = re.compile("[A-Za-z]")
+_WORDS = re.compile("[\udcc0-\udcff]{4,}")  # bytes that are letters in cp1252 and in its kin
 _BOMS = (  # the longer mark first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -102,9 +106,10 @@ def check_readable(path: Path) -> None:
         raise DataError(f"{path} is empty (0 bytes); a table with a text in each row was expected.")
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
+            unpack = "Unpack it, or save" if "archive" in kind else "Save"
             raise DataError(
                 f"{path} is {kind}; expected csv, tsv, json, jsonl or parquet. "
-                "Unpack it, or save the table as csv (UTF-8), and give that file."
+                f"{unpack} the table as csv (UTF-8), and give that file."
             )
 
 
@@ -136,11 +141,47 @@ def find_encoding(path: Path, given: str | None) -> tuple[str, Choice | None]:
     fault = _first_fault(path, "utf-8")
     if fault is None:
         return "utf-8", None
-    for encoding in ("cp1252", "latin-1"):
-        if _first_fault(path, encoding) is None:
-            reason = f"line {fault} is not valid utf-8; every byte of the file is a character of {encoding}"
-            return encoding, Choice("encoding", encoding, reason)
-    raise AssertionError("latin-1 decodes every byte")
+    return _single_byte(path, fault)
+
+
+def _single_byte(path: Path, fault: int) -> tuple[str, Choice]:
+    """cp1252 where a file that is not UTF-8 can be little else; raises `DataError` where that would be a guess.
+
+    In the languages of cp1252 letters beyond ASCII are few and stand alone; in those of other encodings (Russian in
+    cp1251, Japanese in Shift JIS) they make whole words, whose bytes are mostly characters of cp1252 as well.
+    """
+    _first_fault(path, "latin-1")  # a binary file is told as one
+    several, stray, foreign = _characters(path)
+    mend = "Save the file as UTF-8, or say its encoding with --encoding (such as cp1251, shift_jis, gb18030)."
+    if several >= stray:
+        raise DataError(
+            f"{path}: line {fault} is not valid utf-8, though {several:,} characters elsewhere are written in it: the "
+            f"file is damaged there, or two encodings are mixed. Mend that line. {mend}"
+        )
+    if foreign or _first_fault(path, "cp1252") is not None:
+        raise DataError(
+            f"{path} is not valid utf-8 (line {fault}), and no text in cp1252 (Western European) either: its encoding "
+            f"can't be told from its bytes. {mend}"
+        )
+    reason = f"line {fault} is not valid utf-8; every byte of the file is a character of cp1252"
+    return "cp1252", Choice("encoding", "cp1252", reason)
+
+
+def _characters(path: Path) -> tuple[int, int, bool]:
+    """Characters of several bytes in UTF-8; bytes that belong to none; whether most of these make whole words."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+    several = stray = words = letters = 0
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(_CHUNK)
+            text = decoder.decode(chunk, final=not chunk)
+            lost = len(_STRAY.findall(text))
+            stray += lost
+            several += len(_BEYOND_ASCII.findall(text)) - lost
+            words += sum(len(word) for word in _WORDS.findall(text) if len(set(word)) > 2)
+            letters += len(_LETTERS.findall(text))
+            if not chunk:
+                return several, stray, 2 * words > stray or stray > letters
 
 
 def _first_fault(path: Path, encoding: str) -> int | None:
@@ -156,6 +197,8 @@ def _first_fault(path: Path, encoding: str) -> int | None:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 return line + chunk[: error.start].count(b"\n")
+            except UnicodeError:  # UTF-16 and UTF-32 without the mark that they begin with
+                return line
             if "\0" in text:
                 at = line + text[: text.index("\0")].count("\n")
                 raise DataError(

@@ -239,4 +239,5 @@ KIND = Kind(
     baselines=answer_baselines,
     settle=Answers.settled,
     options=AnswerOptions,
+    uses=frozenset({"columns"}),
 )

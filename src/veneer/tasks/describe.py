@@ -95,6 +95,7 @@ class AdapterDescription:
                 include={"task", "data", "metrics", "baselines", "speed", "exactness", "versions"},
             )
             own |= {"labels": facts.task_facts.get("labels"), "pooling": facts.task_facts.get("pooling")}
+            own |= {"changed": list(self.folder.changed)}
             own |= {"max_length": facts.max_length, "base_hash": facts.base.content_hash}
         return {
             "adapter": str(self.folder.path),

@@ -311,6 +311,7 @@ KIND = Kind(
         Headline("perplexity", "perplexity", percent=False),
     ),
     options=InstructionOptions,
+    uses=frozenset({"columns"}),
     baselines=baselines,
     answer=answer,
     cut_says=cut_says,

@@ -213,7 +213,8 @@ class Kind:
         headline: figures that are shown on one line, the deciding one first.
         of_peft: the task of a folder that PEFT wrote; asked without a base for its `head`, then with it.
         findings, inspect: what the report and `inspect` say beyond the figures; `inspect` gets the facts of the task.
-        uses: fields of the training configuration that it reads, of "pooling", "class_weights", "label_smoothing".
+        uses: fields of the training configuration that it reads, of "pooling", "class_weights", "label_smoothing" and
+            "columns" (those of the data).
         options: its own settings.
         baselines: what simpler means reach on the held-out rows, if there are such.
         settle: called once, with the validation examples, before anything is measured: the task with what is chosen on

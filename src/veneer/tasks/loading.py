@@ -54,21 +54,7 @@ def load(
     """
     folder = read_adapter(Path(path))
     lora = lora_config_from_peft(folder.peft_config)
-    facts = folder.facts
-    if facts is None:
-        _check_peft(folder)
-    task = kind_of_peft(folder).of_peft(folder, None) if facts is None else _stored_task(facts)
-    name = base or folder.peft_config.get("base_model_name_or_path")
-    if not name:
-        raise AdapterError(f"{folder.path} does not say which base it belongs to. Name it with --base.")
-    revision = None if base else folder.peft_config.get("revision")
-    found = load_base(str(name), head=task.head, revision=revision)
-    if facts is None:  # a folder that PEFT wrote: read as transformers' own class for this base reads
-        if found.spec.form == "sequence":
-            found = found.with_pooling(native_pooling(found.model))
-        task = kind_of_peft(folder).of_peft(folder, found)
-    else:
-        _check_base(found, facts)
+    found, task = _base_and_task(folder, base)
     adapted = adapt(
         found,
         task,
@@ -80,9 +66,8 @@ def load(
         strict=False,  # PEFT names heads that this model need not have; the tensors are held against it below
     )
     load_adapter_state_dict(adapted.model, folder.tensors)
-    if verify and folder.facts is not None and folder.facts.golden is not None:
-        replay(adapted, folder.facts.golden)
-        _check_tensors(folder, folder.facts)
+    if verify:
+        _check_stored(adapted, folder)
     chosen = round_base_(found, choose_precision(precision, adapted.device))
     if chosen.name != "fp32":
         adapted.runner.forget_()
@@ -92,8 +77,27 @@ def load(
     )
 
 
-def _stored_task(facts: Facts) -> Task:
-    return task_from_facts(facts.task, facts.task_facts)
+def _base_and_task(folder: AdapterFolder, base: str | None) -> tuple[Base, Task]:
+    """The base that the adapter belongs to, with the head that its task needs; and the task."""
+    facts = folder.facts
+    if facts is None:
+        _check_peft(folder)
+        task = kind_of_peft(folder).of_peft(folder, None)
+    else:
+        task = task_from_facts(facts.task, facts.task_facts)
+    name = base or folder.peft_config.get("base_model_name_or_path")
+    if not name:
+        raise AdapterError(f"{folder.path} does not say which base it belongs to. Name it with --base.")
+    revision = None if base else folder.peft_config.get("revision")
+    found = load_base(str(name), head=task.head, revision=revision)
+    if facts is not None:
+        _check_base(found, facts)
+        return found, task
+    if (
+        found.spec.form == "sequence"
+    ):  # a folder that PEFT wrote: read as transformers' own class for this base reads
+        found = found.with_pooling(native_pooling(found.model))
+    return found, kind_of_peft(folder).of_peft(folder, found)
 
 
 def _max_length(folder: AdapterFolder) -> int | None:
@@ -109,14 +113,14 @@ def _check_peft(folder: AdapterFolder) -> None:
         )
 
 
-def _check_tensors(folder: AdapterFolder, facts: Facts) -> None:
-    """Golden inputs are few: a damaged number may not show in them."""
-    stored = facts.tensors_hash
-    if stored is not None and folder.tensors_hash != stored:
+def _check_stored(adapted: Adapted, folder: AdapterFolder) -> None:
+    """The stored answers again; and the files' hashes, for the answers are few and don't hold a label's name."""
+    if folder.facts is not None and folder.facts.golden is not None:
+        replay(adapted, folder.facts.golden)
+    if folder.changed:
         raise DriftError(
-            f"{folder.path}: adapter_model.safetensors is not the file that was written with veneer.json (its hash is "
-            f"{folder.tensors_hash[:23]}..., stored was {stored[:23]}...). Copy the folder again, or load it with "
-            "verify=False (--no-verify) if you changed it yourself."
+            f"{folder.path}: {'; '.join(folder.changed)}. Copy the folder again, or load it with verify=False "
+            "(--no-verify) if you changed it yourself."
         )
 
 
