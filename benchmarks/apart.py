@@ -36,17 +36,19 @@ class Apart:
     def __call__(self, x: Tensor, residual: Tensor | None = None, columns: slice | None = None) -> Tensor:
         """(T, n) -> (T, M), or (T, some of them): whole layers, where `columns` are given."""
         assert residual is None
-        if columns is None:
-            return torch.cat([group(x) for group in self.groups], dim=1)
-        first: Any = self.layers[0]
-        size = int(getattr(first, "base_layer", first).out_features)  # they are of one size
-        chosen = self.groups[columns.start // size : columns.stop // size]
-        return torch.cat([group(x) for group in chosen], dim=1)
+        return torch.cat([group(x) for group in self._chosen(columns)], dim=1)
 
     def joined(self, dtype: torch.dtype, columns: slice | None = None) -> _Products:
         """The products as they are now."""
-        assert columns is None
-        return _Products(tuple(group.joined(dtype) for group in self.groups))
+        return _Products(tuple(group.joined(dtype) for group in self._chosen(columns)))
+
+    def _chosen(self, columns: slice | None) -> list[LinearGroup]:
+        """The layers of some outputs; they are of one size."""
+        if columns is None:
+            return self.groups
+        first: Any = self.layers[0]
+        size = int(getattr(first, "base_layer", first).out_features)
+        return self.groups[columns.start // size : columns.stop // size]
 
 
 @dataclass(frozen=True)

@@ -141,12 +141,16 @@ def _never(*_: Any, **__: Any) -> bool:
     return False
 
 
+def _itself(rows: int) -> int:
+    return rows
+
+
 def _none(*_: Any, **__: Any) -> None:
     return None
 
 
 _PATCHES: dict[str, list[tuple[str, Any]]] = {
-    "node": [("veneer.engine.blocks.by_rows", _never)],
+    "node": [("veneer.engine.blocks.is_plain", _never)],
     "beginnings": [
         ("veneer.engine.runner.beginnings_of", _none),
         ("veneer.engine.prefix.beginnings_of", _none),
@@ -155,11 +159,13 @@ _PATCHES: dict[str, list[tuple[str, Any]]] = {
     "activation": [("veneer.engine.families.activation_of", _plain_activation)],
     "attention": [
         ("veneer.engine.blocks.attend_rows", _sdpa_rows),
-        ("veneer.engine.blocks.by_rows", _never),
+        ("veneer.engine.blocks.is_plain", _never),
     ],
     "groups": [("veneer.engine.row_attention.bins_of", _to_the_longest)],
     "shapes": [
         ("veneer.engine.packing.Layout.rows", property(lambda layout: layout.tokens)),
+        ("veneer.engine.blocks.few_numbers", _itself),
+        ("veneer.engine.token_loss.few_numbers", _itself),
         ("veneer.engine.beginnings._STEP", 1),
         ("veneer.engine.bins._STEP", 1),
     ],
