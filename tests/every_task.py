@@ -14,7 +14,7 @@ import numpy as np
 from bases import tiny_bert, tiny_gpt2
 from reference.causal import causal_base
 
-__all__ = ["ENTRIES", "Entry"]
+__all__ = ["ENTRIES", "Entry", "typed_bert"]
 
 GOOD, BAD = "love great good thanks help".split(), "hate awful bad late refund".split()  # noqa: SIM905
 
@@ -181,6 +181,15 @@ def _bert(folder: Path) -> Path:
     return tiny_bert(folder, max_length=48)
 
 
+def typed_bert(folder: Path) -> Path:
+    """The same with a tokenizer that tells the second text from the first by token types, as BERT's own does."""
+    path = _bert(folder) / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
 def _writer(folder: Path) -> Path:
     return causal_base(folder, "gpt2", max_length=400)
 
@@ -201,9 +210,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "several labels": Entry("classification", several, _bert, TEXTS, (TEXTS[0],)),
     "numbers": Entry("regression", numbers, _bert, TEXTS, (TEXTS[0],)),
-    "pairs": Entry("classification", pairs, _bert, (PAIR,), (PAIR["text"], "--pair", PAIR["text_pair"])),
+    "pairs": Entry("classification", pairs, typed_bert, (PAIR,), (PAIR["text"], "--pair", PAIR["text_pair"])),
     "similar pairs": Entry(
-        "regression", similar, _bert, (PAIR,), (PAIR["text"], "--pair", PAIR["text_pair"])
+        "regression", similar, typed_bert, (PAIR,), (PAIR["text"], "--pair", PAIR["text_pair"])
     ),
     "entities": Entry(
         "entities", spans, _bert, ("anna is in rome now", "rome, bob"), ("anna is in rome now",)
@@ -211,7 +220,9 @@ ENTRIES: dict[str, Entry] = {
     "tagged words": Entry(
         "entities", tagged, tiny_gpt2, ({"text": "Bob is in New York"}, "Anna?"), ("Bob is in New York",)
     ),
-    "answers": Entry("answers", squad, _bert, (ASKED,), (ASKED["question"], "--context", ASKED["context"])),
+    "answers": Entry(
+        "answers", squad, typed_bert, (ASKED,), (ASKED["question"], "--context", ASKED["context"])
+    ),
     "answers or none": Entry(
         "answers", squad_2, _bert, (ASKED,), (ASKED["question"], "--context", ASKED["context"])
     ),

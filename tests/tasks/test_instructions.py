@@ -27,6 +27,7 @@ from veneer.models.forms import HeadSpec
 from veneer.tasks.adapted import Adapted, adapt
 from veneer.tasks.base import Encoded
 from veneer.tasks.encoding import TokenLists
+from veneer.tasks.inference import infer_kind
 from veneer.tasks.instruction_data import InstructionOptions, claims, labelled, prepare
 from veneer.tasks.instructions import KIND, Instructions
 from veneer.tasks.kind import Making
@@ -393,6 +394,21 @@ def test_what_is_claimed(
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     assert claims(Source(DataConfig.parse({"source": str(path)})), decoder) == reason
+
+
+def test_a_text_whose_first_lines_look_like_a_table_is_a_text(tmp_path: Path) -> None:
+    lines = [
+        "It was, as a, b, c and d say, late.",
+        "So it was, they said, again, and again, all of it.",
+        "No.",
+    ]
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    kind, choice = infer_kind(
+        "auto", Source(DataConfig(source=str(path))), str(writing_base(tmp_path / "base"))
+    )
+    assert choice is not None
+    assert (kind.name, choice.reason) == ("instructions", "a file of text (.txt)")
 
 
 def test_the_template_is_chosen_with_the_base_and_said(tmp_path: Path) -> None:

@@ -295,7 +295,10 @@ class Source:
     @cached_property
     def kinds(self) -> Mapping[str, str]:
         """Column -> what its cells are (see `Stream`); {} where it is no table."""
-        return self.loaded.table.kinds if self.columns else {}
+        try:
+            return self.loaded.table.kinds if self.columns else {}
+        except DataError:  # a text whose first lines alone look like a table
+            return {}
 
     @property
     def choices(self) -> tuple[Choice, ...]:
