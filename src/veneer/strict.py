@@ -56,9 +56,8 @@ def _fault(model: type[pydantic.BaseModel], detail: ErrorDetails) -> str:
     name = ".".join(str(part) for part in path)
     if kind == "extra_forbidden":
         known = sorted(_fields_at(model, path[:-1]))
-        return f"unknown key {name!r}. " + (
-            nearest(str(path[-1]), known) or f"Known keys: {', '.join(known)}."
-        )
+        there = f"Known keys: {', '.join(known)}." if known else "There are none to set here."
+        return f"unknown key {name!r}. {nearest(str(path[-1]), known) or there}"
     if kind == "missing":
         return f"{name!r} is missing; it has to be given."
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

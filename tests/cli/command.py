@@ -51,6 +51,7 @@ def process(*arguments: object, **more: str) -> subprocess.Popen[bytes]:
     """Start a command line in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "veneer", *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(**more),

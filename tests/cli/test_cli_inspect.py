@@ -51,7 +51,7 @@ def test_a_label_that_no_row_has_is_told(trained: Trained, tmp_path: Path) -> No
 def test_columns_that_the_task_does_not_read_are_refused(trained: Trained) -> None:
     done = veneer("evaluate", trained.adapter, trained.table, "--column", "question=text")
     assert done.code == 2
-    assert "--column: this adapter reads no question of a row" in done.err
+    assert "--column question=text: the task classification has no column 'question'" in done.err
 
 
 def test_inspect_says_what_was_edited_by_hand(trained: Trained, tmp_path: Path) -> None:

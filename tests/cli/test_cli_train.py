@@ -114,7 +114,7 @@ MISTAKES = [
     (["--max-length", "1"], "--max-length is 1, and 2 special tokens", "expected more"),
     (["--r", "0"], "--r 0 can't be used", "at least 1"),
     (["--validation-fraction", "0.9"], "--validation-fraction and --test-fraction add up to 1.1", "below 1"),
-    (["--column", "question=text"], "--column: the task classification", "leave it out"),
+    (["--column", "question=text"], "question=text: the task classification", "another task's"),
     (["--loss", "all"], "--loss: the task classification", "leave it out"),
     (["--encoding", "utf-16"], "is not utf-16", "Leave the encoding out"),
     (["--keep", "sometimes"], "'sometimes'", "'best', 'last'"),

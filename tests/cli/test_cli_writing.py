@@ -12,9 +12,10 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from command import veneer
+from command import process, veneer
 from docs_json import documented
 
+from instruction_cases import writing_base
 from reference.causal import CHAT_TEMPLATE, causal_base
 from veneer.cli import main
 from veneer.cli.writing import printable
@@ -222,3 +223,20 @@ def _on_a_terminal(*arguments: str) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(list(arguments))
     return code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path, verb: str) -> None:
+    base = writing_base(tmp_path / "base")
+    prompts = ["-"] if verb == "generate" else []
+    with process(verb, "--base", base, *prompts, LC_ALL="C", PYTHONUTF8="1") as running:
+        assert running.stdin is not None
+        _, said = running.communicate(b"\xff\xfe\n")
+    assert running.returncode == 2
+    assert b"standard input is not UTF-8 text" in said
+
+
+def test_a_prompt_with_half_characters_is_refused(tmp_path: Path) -> None:
+    done = veneer("generate", "--base", writing_base(tmp_path / "base"), "a \udcff b")
+    assert done.code == 2
+    assert "bytes that are no UTF-8 text" in done.err

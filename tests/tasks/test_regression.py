@@ -21,10 +21,12 @@ from small_runs import config, no_pictures
 from veneer.data.config import DataConfig
 from veneer.data.sources import Source
 from veneer.errors import ConfigError
+from veneer.evaluation.blocks import Paragraph, Spans, Table
 from veneer.tasks.base import Encoded
 from veneer.tasks.encoding import TokenLists
 from veneer.tasks.inference import infer_kind
 from veneer.tasks.loading import load
+from veneer.tasks.previewing import preview_source
 from veneer.tasks.regression import KIND, Regression
 from veneer.training.config import TrainConfig
 from veneer.training.finish import Finished
@@ -112,8 +114,28 @@ def test_the_report_shows_what_was_read(tmp_path: Path) -> None:
     assert section is not None
     assert (section.title, section.place) == ("What the model reads", "end")
     text = run.prepared.train.texts()[0]
-    shown = "".join(piece for piece, kind in section.blocks[2].pieces if kind == "")  # type: ignore[union-attr]
+    spans = [block for block in section.blocks if isinstance(block, Spans)]
+    shown = "".join(piece for piece, kind in spans[0].pieces if kind == "")
     assert shown.replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_report_has_the_lengths_that_the_preview_has(tmp_path: Path) -> None:
+    source = numbers(tmp_path)
+    run = set_up(config(tmp_path, data={"source": str(source)}))
+    section = reading_section(run)
+    assert section is not None
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    told = [int(str(row[1])) for row in table.rows]
+    assert sum(told) == len(run.prepared.train)
+    seen = preview_source(run.config.data, run.config.base, task=run.config.task).preview
+    assert told == [n for *_, n in seen.bins()]
+    assert [str(row[0]) for row in table.rows] == [f"{low} to {high}" for low, high, _ in seen.bins()]
+    (lengths, *_) = seen.says()
+    assert any(
+        block.text.lower() == f"{lengths}." for block in section.blocks if isinstance(block, Paragraph)
+    )
+    assert f"longest {max(run.stores['train'].lengths)} tokens; none of all parts longer" in lengths
 
 
 def test_inference_says_why_and_can_be_told_otherwise(tmp_path: Path) -> None:

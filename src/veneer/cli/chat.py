@@ -158,8 +158,8 @@ class _Talk:
         if dropped:
             exchanges = dropped // 2
             self._say(
-                f"the history is too long for the base: its first {exchanges} "
-                f"{'question was' if exchanges == 1 else 'questions were'} dropped"
+                "the history is too long for the base: its first "
+                f"{'question was' if exchanges == 1 else f'{exchanges} questions were'} dropped"
             )
         if len(self.chat.sides) > 1:
             self._write(f"[{side}] ")

@@ -87,6 +87,8 @@ def _as_json(source: str, base: str, found: Preview) -> dict[str, Any]:
         "max_length": found.max_length,
         "cut": dict(found.cut),
         "measured": dict(found.measured),
+        "read_tokens": dict(found.read_tokens),
+        "loss_tokens": dict(found.loss_tokens),
         "counts": dict(found.counts),
         "choices": [vars(choice) for choice in found.choices],
         "warnings": list(found.warnings),
@@ -106,18 +108,12 @@ def _show(console: Console, found: Preview) -> None:
         console.print(_label_table(found))
         console.print()
     console.print("tokens of a training text, special tokens included", style="dim")
-    for low, bound, n in _bins(found.histogram):
-        most = max(n for _, n in found.histogram)
-        bar = "█" * round(_BAR * n / most) or ("▏" if n else "")
-        console.print(f"{low:>6}-{bound:<6} {bar} {n:,}")
-    stats = found.lengths["train"]
-    cut = sum(found.cut.values())
-    limit = (
-        f"; {f'{cut:,}' if cut else 'none'} longer than the {found.max_length:,} that are read"
-        if found.max_length
-        else ""
-    )
-    console.print(f"shortest {stats.shortest}, mean {stats.mean:.0f}, longest {stats.longest:,}{limit}")
+    bins = found.bins()
+    for low, bound, n in bins:
+        bar = "█" * round(_BAR * n / max(n for *_, n in bins)) or ("▏" if n else "")
+        console.print(f"{low:>6}-{bound:<6} {bar}{' ' if bar else ''}{n:,}")
+    for said in found.says():
+        console.print(said)
     named = [("shortest", found.shortest), ("longest", found.longest)]
     console.print(
         f"\ntexts as tokens: · a blank, | a break, <> a special token{_legend(found, console)}", style="dim"
@@ -142,16 +138,6 @@ def _label_table(found: Preview) -> Any:
     if len(labels) > _MOST_LABELS:
         shown.add_row(Text(f"and {len(labels) - _MOST_LABELS} more", style="dim"))
     return shown
-
-
-def _bins(histogram: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
-    """First and last number of tokens of each bin, and its texts; without the empty ones at the beginning."""
-    low, some = 1, False
-    for bound, n in histogram:
-        some = some or n > 0
-        if some:
-            yield low, bound, n
-        low = bound + 1
 
 
 def _show_text(console: Console, title: str, text: PreviewText) -> None:
@@ -213,7 +199,8 @@ def _styled(token: ShownToken, place: int, *, bar: bool) -> tuple[str, str]:
     """A token, with a bar before it if it needs one, and its colour; what is cut off is struck out."""
     shown = "".join("·" if c == " " else "⏎" if c == "\n" else "→" if c == "\t" else c for c in token.text)
     if token.special:
-        return f"<{shown.strip('<>[]|')}>", "bold magenta on yellow" if token.target else "dim magenta"
+        style = "bold magenta on yellow" if token.target else "dim magenta"
+        return f"<{shown.strip('<>[]|')}>", style if token.read else "dim strike magenta"
     if bar and not shown.startswith(("·", "⏎", "→")):
         shown = f"|{shown}"
     style = "cyan" if place % 2 else "green"

@@ -111,6 +111,8 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # a stream of a test or of an embedding program
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    with contextlib.suppress(AttributeError, ValueError):
+        sys.stdin.reconfigure(errors="strict")  # type: ignore[union-attr]  # bytes that are no text are said to be so
     try:
         code = app(given, prog_name="veneer", standalone_mode=False)
         if code == INTERRUPTED:  # typer's own answer to Ctrl-C, without a word

@@ -10,7 +10,7 @@ It looks at names and kinds of columns; it reads no cell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ __all__ = [
     "ConversationForm",
     "choose_conversation_columns",
     "conversation_form",
+    "refuse_unread",
 ]
 
 ConversationForm = Literal["instruction", "prompt", "messages", "text"]
@@ -119,6 +120,17 @@ def choose_conversation_columns(
                 f"{', '.join(columns)}. Say which it is with --column {role}=NAME."
             )
     return ConversationColumns(form, names), choices
+
+
+def refuse_unread(given: Mapping[str, str], roles: Collection[str]) -> None:
+    """Raise `ConfigError` for columns that a person named and that rows of these roles don't have."""
+    for role, name in given.items():
+        if role not in roles:
+            raise ConfigError(
+                f"--column {role}={name}: these rows are read as {' and '.join(roles)}, beside which {role} is not "
+                "read. Leave it out, or name the columns of one form: instruction, input and output; prompt and "
+                "completion; messages; or text."
+            )
 
 
 def _form_of(

@@ -72,6 +72,7 @@ def prepare_examples(
     notes.warnings[:0] = source.warnings
     own = {name: part for name in ("validation", "test") if (part := source.part(name)) is not None}
     others = {name: _named(read(part, notes), name) for name, part in own.items()}
+    _tell_left_out(notes)
     known = facts(main) if callable(facts) else facts
     main, others = _apart(source.config, main, others, notes, noun, alike)
     main = _sampled(source.config, main, notes, noun)
@@ -88,12 +89,19 @@ def _named(rows: R, name: str) -> R:
     return rows.select(np.arange(len(rows), dtype=np.int64), name)
 
 
+def _tell_left_out(notes: Notes) -> None:
+    """Rows that the readers left out, as a warning."""
+    for name, what in (("empty_texts", "no text"), ("missing_labels", "no answer")):
+        if n := notes.counts.get(name):
+            notes.warnings.append(f"{counted(n, 'row')} with {what} left out.")
+
+
 def _apart(
     config: DataConfig, main: R, others: dict[str, R], notes: Notes, noun: str, alike: str
 ) -> tuple[R, dict[str, R]]:
     """Without the examples that stand in a later part as well: train gives way to validation, both to test."""
     parts = {"train": main, **others}
-    names = list(parts)
+    names, before = list(parts), main
     for place, early in enumerate(names):
         for late in names[place + 1 :]:
             shared = _among(parts[early].prints, parts[late].prints)
@@ -109,7 +117,9 @@ def _apart(
             notes.warnings.append(f"{said}; left out of {early}.")
     main = parts.pop("train")
     if not len(main):
-        raise DataError(f"{config.source}: no usable {noun} is left to train on.")
+        why = f"each {noun} stands in the validation or test file as well" if len(before) else "it has none"
+        mend = " Give other files there; duplicates=ignore keeps them on both sides." if len(before) else ""
+        raise DataError(f"{config.source}: no usable {noun} is left to train on: {why}.{mend}")
     return main, parts
 
 
@@ -143,9 +153,9 @@ def _divided(config: DataConfig, main: R, others: Mapping[str, R], notes: Notes,
     for name, part in (("validation", parts.validation), ("test", parts.test)):
         if fractions[f"{name}_fraction"] > 0 and not len(part):
             raise DataError(
-                f"{config.source}: {counted(len(main), f'usable {noun}')} ({len(groups.sizes):,} to be kept apart) are "
-                f"too few to split off a {name} part. Use more, give a {name} file (--{name}), or set "
-                f"{name}_fraction=0."
+                f"{config.source}: {counted(len(main), f'usable {noun}')} ({len(groups.sizes):,} to be kept apart) "
+                f"{'is' if len(main) == 1 else 'are'} too few to split off a {name} part. Use more, give a {name} file "
+                f"(--{name}), or go without: --{name}-fraction 0."
             )
     sizes = {name: len(part) for name, part in vars(parts).items()} | {
         name: len(rows) for name, rows in others.items()

@@ -183,7 +183,8 @@ def _unclear(table: Table, role: str, facts: Sequence[ColumnFacts], likely: Sequ
     wanted = "words, mostly different in each row" if role == "text" else "few different values, or numbers"
     listed = ", ".join(one.describe() for one in facts) or "none left"
     return (
-        f"{table.path}: no column looks like a {role} ({wanted}). Columns: {listed}. Say which with {flag}."
+        f"{table.path}: no column looks like a {role} ({wanted}). Columns: {listed}. Say which with {flag}, or, for "
+        "rows of another task, --task and its columns, such as --column instruction=NAME --column output=NAME."
     )
 
 

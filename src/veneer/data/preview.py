@@ -7,7 +7,7 @@ example may be anything that has tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,9 @@ class Preview:
     histogram      (upper bound of the bin in tokens, texts in it), of the training texts
     cut            split -> texts that are longer than `max_length`; of the texts measured
     measured       split -> texts that were measured
+    longer         what becomes of longer ones, in words; "" where there are none, or nobody knows
+    read_tokens    split -> tokens that the model reads of the texts measured; {}: nobody knows
+    loss_tokens    split -> tokens of them that the loss reads; {} where it reads texts as wholes
     """
 
     label_counts: Mapping[str, Mapping[str, int]]
@@ -80,6 +83,32 @@ class Preview:
     examples: tuple[PreviewText, ...]
     shortest: PreviewText | None
     longest: PreviewText | None
+    longer: str = ""
+    read_tokens: Mapping[str, int] = field(default_factory=dict)
+    loss_tokens: Mapping[str, int] = field(default_factory=dict)
+
+    def says(self) -> tuple[str, ...]:
+        """The figures of the training texts in a sentence each: lengths with cuts, and what the loss reads."""
+        stats = self.lengths["train"]
+        said = f"shortest {stats.shortest:,}, mean {stats.mean:,.0f}, longest {stats.longest:,} tokens"
+        if self.max_length is not None:
+            n = sum(self.cut.values())
+            said += f"; {f'{n:,}' if n else 'none'} of all parts longer than the {self.max_length:,} that are read"
+            said += f": {self.longer}" if n and self.longer else ""
+        if "train" not in self.loss_tokens:
+            return (said,)
+        loss, read = self.loss_tokens["train"], self.read_tokens["train"]
+        return said, f"the loss reads {loss:,} of {read:,} tokens ({100 * loss / max(1, read):.1f} %)"
+
+    def bins(self) -> tuple[tuple[int, int, int], ...]:
+        """First and last number of tokens of each bin, and its texts; without the empty ones at the beginning."""
+        found: list[tuple[int, int, int]] = []
+        low = 1
+        for bound, n in self.histogram:
+            if found or n:
+                found.append((low, bound, n))
+            low = bound + 1
+        return tuple(found)
 
 
 def preview(
@@ -89,6 +118,7 @@ def preview(
     *,
     max_length: int | None = None,
     n: int = 5,
+    most: int = MOST_TEXTS,
 ) -> Preview:
     """Measure and show: `n` training examples of as many labels as there are, the shortest and the longest.
 
@@ -98,11 +128,12 @@ def preview(
         show: rows and a place in them -> the example as the model reads it.
         max_length: tokens that are read.
         n: examples to show.
+        most: texts of each split that are measured.
     """
     lengths: dict[str, NDArray[np.int32]] = {}
     places: dict[str, NDArray[np.int64]] = {}
     for split in prepared.splits:
-        places[split.name] = measured_rows(len(split))
+        places[split.name] = measured_rows(len(split), most)
         rows = split.select(places[split.name])
         lengths[split.name] = lengths_of(rows) if len(rows) else np.zeros(0, np.int32)
     limit = max_length if max_length is not None else np.iinfo(np.int32).max
@@ -123,11 +154,9 @@ def preview(
     )
 
 
-def measured_rows(n: int) -> NDArray[np.int64]:
-    """Places of the rows of a split of n that a preview measures: at most `MOST_TEXTS`, spread evenly."""
-    return (
-        np.unique(np.linspace(0, n - 1, min(n, MOST_TEXTS)).astype(np.int64)) if n else np.zeros(0, np.int64)
-    )
+def measured_rows(n: int, most: int = MOST_TEXTS) -> NDArray[np.int64]:
+    """Places of the rows of a split of n that a preview measures: at most `most`, spread evenly."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)) if n else np.zeros(0, np.int64)
 
 
 def _histogram(lengths: NDArray[np.int32], bins: int = 12) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from veneer.data.choices import Choice
-from veneer.data.conversation_columns import COLUMN_NAMES, ROLES
+from veneer.data.conversation_columns import COLUMN_NAMES, ROLES, refuse_unread
 from veneer.data.conversations import Turn, messages_of
 from veneer.data.tables import Stream, TableOptions, open_stream
 from veneer.errors import ConfigError, DataError, nearest
@@ -114,6 +114,8 @@ def _roles(
             f"{path} has the columns {', '.join(columns)}; expected prompt, instruction (and input), messages or text. "
             "Say which it is, such as --column prompt=NAME."
         )
+    answers = ("output", "completion")  # of a file that was made for training: left out anyway
+    refuse_unread({role: name for role, name in given.items() if role not in answers}, tuple(roles))
     reason = "its name" if asked else "the only one"
     return roles, [Choice(f"column of {r}", c, reason) for r, c in roles.items() if r not in given]
 

@@ -67,7 +67,9 @@ def _comparison(facts: ReportFacts) -> Section | None:
     sign = -1 if scores.primary.higher_is_better else 1
     for baseline in sorted(facts.baselines, key=lambda b: sign * b.accuracy):
         rows.append(_baseline_row(baseline, scores.primary, second))
-    columns = ("", scores.primary.name, second.name if second else "", "adapter ahead by", "seconds")
+    paired = any(baseline.difference is not None for baseline in facts.baselines)
+    ahead = "adapter ahead by" if paired else ""
+    columns = ("", scores.primary.name, second.name if second else "", ahead, "seconds")
     blocks: list[Block] = []
     if facts.baselines:
         blocks.append(Table(columns, tuple(rows), numeric=(2, 3, 4)))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from veneer.adapter import AdapterFolder
 from veneer.data.preview import PreviewText
+from veneer.data.question_columns import ROLES
 from veneer.data.questions import Questions
 from veneer.data.ragged import Ragged
 from veneer.engine.packing import Layout
@@ -239,5 +240,5 @@ KIND = Kind(
     baselines=answer_baselines,
     settle=Answers.settled,
     options=AnswerOptions,
-    uses=frozenset({"columns"}),
+    roles=tuple(ROLES),
 )

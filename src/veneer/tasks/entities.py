@@ -285,7 +285,7 @@ KIND = Kind(
     inspect=entity_lines,
     headline=(Headline("f1", "entity F1"), Headline("precision", "precision"), Headline("recall", "recall")),
     options=EntityOptions,
-    uses=frozenset({"columns"}),
     baselines=entity_baselines,
     inputs_from=entity_inputs,
+    roles=("text", "tokens", "tags", "spans", "label"),
 )

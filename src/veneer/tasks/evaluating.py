@@ -69,6 +69,7 @@ def evaluate(
         below = _as_trained(adapted, str(source))
     config = DataConfig.parse(below | {k: v for k, v in named.items() if v is not None}, where="the data")
     data: dict[str, Any] = adapted.facts.data if adapted.facts is not None else {}
+    adapted.kind.check_roles(config.columns)
     found = adapted.kind.labelled(adapted.task, data, Source(config))
     began = time.perf_counter()
     encoded = adapted.task.encode(found.rows, adapted.base.tokenizer, adapted.max_length)

@@ -29,10 +29,14 @@ def infer_kind(
         revision: of the base.
 
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: there is no such task, or it has no column that was named.
     """
-    if asked != "auto":
-        return kind_named(asked), None
+    kind, choice = _inferred(source, base, revision) if asked == "auto" else (kind_named(asked), None)
+    kind.check_roles(source.config.columns, (role for one in KINDS for role in one.roles))
+    return kind, choice
+
+
+def _inferred(source: Source, base: str, revision: str | None) -> tuple[Kind, Choice]:
     decoder = _decoder(base, revision)
     for kind in KINDS[:-1]:
         reason = kind.claims(source, decoder)

@@ -17,6 +17,7 @@ from veneer.data.conversation_columns import (
     ConversationColumns,
     choose_conversation_columns,
     conversation_form,
+    refuse_unread,
 )
 from veneer.data.conversations import Conversations, read_conversations
 from veneer.data.documents import Documents, read_documents
@@ -155,6 +156,7 @@ def _read(
     if like is not None:  # a further file, read as the first one where it has the same columns
         given = {role: name for role, name in like.names.items() if name in table.columns} or given
     chosen, choices = choose_conversation_columns(where, table.columns, table.kinds, given)
+    refuse_unread(config.columns, chosen.in_order)
     if like is None:
         notes.choices += choices
     return read_conversations(

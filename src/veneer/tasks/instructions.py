@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from veneer.adapter import AdapterFolder
 from veneer.data.choices import Choice
-from veneer.data.conversation_columns import ConversationForm
+from veneer.data.conversation_columns import ROLES, ConversationForm
 from veneer.data.conversations import Conversation, Conversations, conversation_or_prompt
 from veneer.data.preview import PreviewText
 from veneer.data.ragged import Ragged
@@ -311,10 +311,10 @@ KIND = Kind(
         Headline("perplexity", "perplexity", percent=False),
     ),
     options=InstructionOptions,
-    uses=frozenset({"columns"}),
     baselines=baselines,
     answer=answer,
     cut_says=cut_says,
     watch=watch,
     inputs_from=inputs_from,
+    roles=ROLES,
 )

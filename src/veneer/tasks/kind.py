@@ -8,7 +8,7 @@ Letters: N examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,7 +17,7 @@ from veneer.adapter import AdapterFolder
 from veneer.data.choices import Choice, Notes
 from veneer.data.prepared import PreparedData, Rows
 from veneer.data.sources import Source
-from veneer.errors import AdapterError
+from veneer.errors import AdapterError, ConfigError, nearest
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Section
 from veneer.evaluation.mistakes import Mistake
@@ -213,8 +213,7 @@ class Kind:
         headline: figures that are shown on one line, the deciding one first.
         of_peft: the task of a folder that PEFT wrote; asked without a base for its `head`, then with it.
         findings, inspect: what the report and `inspect` say beyond the figures; `inspect` gets the facts of the task.
-        uses: fields of the training configuration that it reads, of "pooling", "class_weights", "label_smoothing" and
-            "columns" (those of the data).
+        uses: fields of the training configuration that it reads, of "pooling", "class_weights", "label_smoothing".
         options: its own settings.
         baselines: what simpler means reach on the held-out rows, if there are such.
         settle: called once, with the validation examples, before anything is measured: the task with what is chosen on
@@ -225,6 +224,7 @@ class Kind:
         as_peft: whether the head's outputs are the answer's own numbers, so that PEFT alone gives it.
         watch: JSON value kept with each evaluation, e.g. generated samples.
         inputs_from: reads a file to answer that is no table; given the path and the columns by name.
+        roles: names before = in `--column ROLE=NAME`.
     """
 
     name: str
@@ -251,3 +251,25 @@ class Kind:
     as_peft: Callable[[Any], bool] = _always
     watch: Callable[[Adapted, Encoded], Any] | None = None
     inputs_from: Callable[[Path, Mapping[str, str]], InputStream] | None = None
+    roles: tuple[str, ...] = ()
+
+    def check_roles(self, columns: Mapping[str, str], known: Iterable[str] = ()) -> None:
+        """Refuse columns by roles that this kind does not have; `known`: roles of other kinds, for the mend.
+
+        Raises:
+            ConfigError: such a role, the nearest one, and the task's own.
+        """
+        for role, name in columns.items():
+            if role in self.roles:
+                continue
+            own = (
+                f"It has {', '.join(self.roles)}."
+                if self.roles
+                else "It reads --text-column, --text-pair-column and --label-column."
+            )
+            others = set(known)
+            near = (
+                "It is another task's (--task)." if role in others else nearest(role, {*self.roles, *others})
+            )
+            mend = " ".join(filter(None, [near, own]))
+            raise ConfigError(f"--column {role}={name}: the task {self.name} has no column {role!r}. {mend}")

@@ -14,14 +14,15 @@ from veneer.data.config import DataConfig
 from veneer.data.download import Progress
 from veneer.data.prepared import PreparedData
 from veneer.data.preview import Preview, measured_rows, preview
+from veneer.data.ragged import Ragged
 from veneer.data.sources import Source
 from veneer.errors import DataError
 from veneer.models.skeleton import skeleton
-from veneer.tasks.base import Task
+from veneer.tasks.base import Encoded, Task
 from veneer.tasks.inference import check_base, infer_kind
 from veneer.tasks.kind import Making
 
-__all__ = ["Previewed", "preview_source"]
+__all__ = ["Previewed", "preview_source", "read_as"]
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,38 @@ def preview_source(
     seen = replace(seen, choices=(*seen.choices, *making.notes.choices))
     if inferred is not None and all(choice.what != "task" for choice in seen.choices):
         seen = replace(seen, choices=(inferred, *seen.choices))
-    told = _told(made, prepared, tokenizer, limit)
-    seen = replace(seen, choices=(*seen.choices, *told.choices))
+    told, stores = _told(made, prepared, tokenizer, limit)
+    seen = replace(read_as(seen, made, stores, kind.cut_says(made)), choices=(*seen.choices, *told.choices))
     warnings = (*seen.warnings, *([said] if said else []), *making.notes.warnings, *told.warnings)
     return Previewed(kind.name, replace(seen, warnings=warnings))
 
 
-def _told(task: Task, prepared: PreparedData, tokenizer: Any, limit: int) -> Notes:
-    """What training would say once it has read the rows as tokens; of large splits a part is read, as for the lengths.
+def read_as(seen: Preview, task: Task, stores: Mapping[str, Encoded], lost: str) -> Preview:
+    """The preview with what only the encoded examples tell: what becomes of long ones, what the loss reads.
 
-    A row that training would refuse is a warning here, so that the rest can be looked at.
+    Args:
+        seen: as measured.
+        task: which encoded them.
+        stores: examples as tokens, by split.
+        lost: what a cut takes away (`Kind.cut_says`).
     """
-    notes = Notes()
+    longer = ""
+    if len(stores) == sum(n > 0 for n in seen.measured.values()):
+        longer = lost if any(store.cut for store in stores.values()) else "they are read in parts"
+    read = {name: int(store.lengths.sum()) for name, store in stores.items()}
+    loss = {
+        name: task.units(store.targets) for name, store in stores.items() if isinstance(store.targets, Ragged)
+    }
+    return replace(seen, longer=longer, read_tokens=read, loss_tokens=loss)
+
+
+def _told(task: Task, prepared: PreparedData, tokenizer: Any, limit: int) -> tuple[Notes, dict[str, Encoded]]:
+    """What training would say once it has read the rows as tokens, and the rows so read, by split.
+
+    Of large splits a part is read, as for the lengths. A row that training would refuse is a warning here, so that the
+    rest can be looked at; its split is then missing.
+    """
+    notes, stores = Notes(), {}
     for split in prepared.splits:
         if not len(split):
             continue
@@ -96,6 +117,7 @@ def _told(task: Task, prepared: PreparedData, tokenizer: Any, limit: int) -> Not
         except DataError as error:
             notes.warnings.append(f"Training would stop here: {error}")
             continue
+        stores[split.name] = store
         notes.choices += store.choices if split.name == "train" else ()
         notes.warnings += store.warnings
-    return notes
+    return notes, stores

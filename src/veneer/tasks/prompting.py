@@ -41,6 +41,8 @@ def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
         raise DataError("the last message has to be the user's, which the answer is to follow.")
     if not (turns[-1].content.strip() or turns[-1].input.strip()):
         raise DataError("it is empty; there is nothing to answer.")
+    if any("\ud800" <= c <= "\udfff" for turn in turns for c in turn.content + turn.input):
+        raise DataError("it holds bytes that are no UTF-8 text; save or type it as UTF-8.")
     if any(turn.role == "system" for turn in turns[1:]):
         raise DataError("only the first message can be of the system.")
     return tuple(turns)

@@ -138,6 +138,10 @@ class Template:
                         "asked and what it answers can't be told apart; take --template alpaca, or one of your own"
                     )
                 continue
+            if turn.content.strip() and not after[len(before) :].strip():
+                raise ValueError(
+                    f"{self.says} writes nothing of the answer, so there is nothing to learn; take another one"
+                )
             if not whole.startswith(after):
                 continue
             pieces += [

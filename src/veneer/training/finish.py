@@ -18,6 +18,7 @@ import torch
 
 import veneer
 from veneer.adapter import AdapterFolder, BaseFacts, Facts, read_adapter, write_adapter
+from veneer.data.choices import counted
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.facts import BaseFacts as ReportedBase
 from veneer.evaluation.facts import ReportFacts
@@ -249,9 +250,8 @@ def machine() -> str:
     """This machine in a few words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    threads = counted(torch.get_num_threads(), "thread")
+    return f"{platform.machine()}, {threads}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _says_of_stored(drift: float, inputs: int) -> str:

@@ -183,7 +183,6 @@ def checked_options(kind: Kind, config: TrainConfig) -> StrictModel:
     given = [
         name for name, default in unread.items() if name not in kind.uses and getattr(config, name) != default
     ]
-    given += ["data.columns"] if config.data.columns and "columns" not in kind.uses else []
     given += [] if kind.options.model_fields else [f"options.{name}" for name in config.options]
     if given:
         raise ConfigError(

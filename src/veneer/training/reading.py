@@ -1,4 +1,4 @@
-"""What the model read, token by token, as a part of the report: the picture that `veneer preview` shows.
+"""What the model read, as a part of the report: the picture that `veneer preview` shows, lengths and tokens.
 
 This file knows a run and blocks of the report; how an example is read is its task's.
 """
@@ -7,22 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from veneer.data.preview import PreviewText, ShownToken, varied
-from veneer.evaluation.blocks import Block, Paragraph, Section, Spans
+from veneer.data.preview import Preview, PreviewText, ShownToken, preview
+from veneer.evaluation.blocks import Block, Cell, Paragraph, Section, Spans, Table
+from veneer.tasks.previewing import read_as
 from veneer.training.prepare import Run
 
 __all__ = ["reading_section"]
 
 _EXAMPLES = 3
 _MOST_TOKENS = 160  # of an example that are shown
+_MEASURED = 5_000  # texts of each split whose lengths are measured
 
 
 def reading_section(run: Run) -> Section | None:
     """A few training examples as the model reads them; None where there is none."""
-    train, adapted = run.prepared.train, run.adapted
+    adapted = run.adapted
+    tokenizer, limit = adapted.base.tokenizer, adapted.max_length
+    seen = preview(
+        run.prepared,
+        lambda rows: adapted.task.full_lengths(rows, tokenizer),
+        lambda rows, place: adapted.task.shown(rows, place, tokenizer, limit),
+        max_length=limit,
+        n=_EXAMPLES,
+        most=_MEASURED,
+    )
+    seen = read_as(seen, adapted.task, run.stores, adapted.kind.cut_says(adapted.task))
     texts = [
-        adapted.task.shown(train, place, adapted.base.tokenizer, adapted.max_length)
-        for place in varied(train, _EXAMPLES)
+        *seen.examples,
+        *(one for one in (seen.longest,) if one is not None and one not in seen.examples),
     ]
     if not texts:
         return None
@@ -33,14 +45,33 @@ def reading_section(run: Run) -> Section | None:
         if marked
         else ", what is cut off struck out."
     )
-    blocks: list[Block] = [Paragraph(said, "note")]
+    blocks: list[Block] = [_histogram(seen), *(Paragraph(one, "note") for one in _lengths(seen))]
+    blocks.append(Paragraph(said, "note"))
     for text in texts:
-        blocks += _example(text)
+        blocks += _example(
+            text, "the longest: " if text is seen.longest and text not in seen.examples else ""
+        )
     return Section("What the model reads", tuple(blocks), place="end")
 
 
-def _example(text: PreviewText) -> list[Block]:
-    title = ", ".join(text.labels) or f"example {text.place + 1}"
+def _histogram(seen: Preview) -> Table:
+    """How many training texts there are of each length."""
+    bins = seen.bins()
+    most = max((n for *_, n in bins), default=1)
+    rows = tuple((f"{low:,} to {high:,}", f"{n:,}", Cell("", bar=n / most)) for low, high, n in bins)
+    return Table(("tokens", "training texts", ""), rows, numeric=(0, 1))
+
+
+def _lengths(seen: Preview) -> tuple[str, ...]:
+    """What the preview says of lengths, cuts and the loss, each as a sentence."""
+    said = [one[:1].upper() + one[1:] + "." for one in seen.says()]
+    if seen.measured["train"] == _MEASURED:
+        said[0] += f" Measured on {_MEASURED:,} texts of each part, taken evenly."
+    return tuple(said)
+
+
+def _example(text: PreviewText, role: str) -> list[Block]:
+    title = role + (", ".join(text.labels) or f"example {text.place + 1}")
     pieces: list[tuple[str, str]] = []
     done = 0
     for start, stop in _windows(text.tokens):
