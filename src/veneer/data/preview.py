@@ -88,17 +88,17 @@ class Preview:
     loss_tokens: Mapping[str, int] = field(default_factory=dict)
 
     def says(self) -> tuple[str, ...]:
-        """The figures of the training texts in a sentence each: lengths with cuts, and what the loss reads."""
+        """The lengths of the training texts, the long ones of all parts, and what the loss reads: a line each."""
         stats = self.lengths["train"]
-        said = f"shortest {stats.shortest:,}, mean {stats.mean:,.0f}, longest {stats.longest:,} tokens"
+        lines = [f"shortest {stats.shortest:,}, mean {stats.mean:,.0f}, longest {stats.longest:,} tokens"]
         if self.max_length is not None:
             n = sum(self.cut.values())
-            said += f"; {f'{n:,}' if n else 'none'} of all parts longer than the {self.max_length:,} that are read"
-            said += f": {self.longer}" if n and self.longer else ""
-        if "train" not in self.loss_tokens:
-            return (said,)
-        loss, read = self.loss_tokens["train"], self.read_tokens["train"]
-        return said, f"the loss reads {loss:,} of {read:,} tokens ({100 * loss / max(1, read):.1f} %)"
+            long = f"{f'{n:,}' if n else 'none'} longer than the {self.max_length:,} that are read"
+            lines.append(f"{long}: {self.longer}" if n and self.longer else long)
+        if "train" in self.loss_tokens:
+            loss, read = self.loss_tokens["train"], self.read_tokens["train"]
+            lines.append(f"the loss reads {loss:,} of {read:,} tokens ({100 * loss / max(1, read):.1f} %)")
+        return tuple(lines)
 
     def bins(self) -> tuple[tuple[int, int, int], ...]:
         """First and last number of tokens of each bin, and its texts; without the empty ones at the beginning."""
