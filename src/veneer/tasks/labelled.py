@@ -18,7 +18,7 @@ from veneer.data.prepare import prepare
 from veneer.data.reading import labelled
 from veneer.data.rows import LabelForm, Split
 from veneer.data.sources import Source
-from veneer.errors import ConfigError, DataError
+from veneer.errors import DataError
 from veneer.tasks.kind import Labelled
 
 __all__ = ["labelled_rows"]
@@ -70,15 +70,7 @@ def labelled_rows(
 
 
 def _columns(source: Source, data: Mapping[str, Any], pair: bool) -> dict[str, str | None]:
-    """The columns that were trained on, where the file has them all and nothing else was asked for.
-
-    Raises:
-        ConfigError: columns of other tasks were named.
-    """
-    if source.config.columns:
-        raise ConfigError(
-            f"data.columns: this adapter reads no {' and no '.join(source.config.columns)} of a row; leave it out."
-        )
+    """The columns that were trained on, where the file has them all and nothing else was asked for."""
     config = source.config
     asked = {
         "text_column": config.text_column,
