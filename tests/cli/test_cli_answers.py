@@ -106,6 +106,7 @@ def test_what_can_not_be_asked(folder: Path) -> None:
         (["--question", QUESTION, "--context", "missing.txt"], "missing.txt: there is no such file"),
         (["x", "--question", QUESTION, "--context", "y"], "as texts or with --question, not both"),
         (["--question", " ", "--context", "y"], "text 1 is empty"),
+        ([QUESTION, "--context", " "], "error: --context is empty; there is nothing to answer"),
         ([QUESTION, "--pair", "x", "--context", "y"], "give only one of --pair and --context"),
     ):
         done = veneer("predict", adapter, *arguments)

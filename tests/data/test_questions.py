@@ -151,6 +151,11 @@ def test_all_faults_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
         read(nested(tmp_path / "squad.json", [wrong] * 9))
 
 
+def test_what_is_not_of_places_is_not_mended_by_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"SQuAD 2 has it\)\. Mend the rows\.$"):
+        read(nested(tmp_path / "squad.json", [{**QAS[0], "answers": []}]))
+
+
 def test_an_answer_nearby_is_found_where_that_is_asked_for(tmp_path: Path) -> None:
     context = "Ann and Ann and Ann"
     path = nested(

@@ -96,9 +96,11 @@ def _check_given(texts: list[str] | None, settings: Mapping[str, Any]) -> None:
         raise typer.BadParameter("--pair and --context go with texts on the command line.")
     if settings["pair"] is not None and settings["context"] is not None:
         raise typer.BadParameter("give only one of --pair and --context.")
-    for place, text in enumerate([*(texts or ()), settings["pair"], settings["context"]], start=1):
-        if text is not None and not text.strip():
-            raise DataError(f"text {place} is empty; there is nothing to answer.")
+    named = {f"text {place}": text for place, text in enumerate(texts or (), start=1)}
+    named |= {f"--{name}": settings[name] for name in ("pair", "context") if settings[name] is not None}
+    for name, text in named.items():
+        if not text.strip():
+            raise DataError(f"{name} is empty; there is nothing to answer.")
 
 
 def _rows(

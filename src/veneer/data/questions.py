@@ -246,10 +246,11 @@ class _Reader:
         more = self.faulty - len(self.faults)
         rest = f"; and {counted(more, 'more row')}" if more else ""
         mend = (
-            "Mend the rows. answer_start counts characters from 0; if it is only a little off, options.answer_search=N "
-            "looks for the text N characters around it."
+            " answer_start counts characters from 0; if it is only a little off, options.answer_search=N looks for the "
+            "text N characters around it."
         )
-        return f"{self.table.path}: {'; '.join(self.faults)}{rest}. {mend}"
+        off = mend if any("answer_start" in fault for fault in self.faults) else ""
+        return f"{self.table.path}: {'; '.join(self.faults)}{rest}. Mend the rows.{off}"
 
 
 _NO_ANSWER = (
