@@ -211,6 +211,7 @@ def test_looked_at(made: Made) -> None:
     base = veneer("inspect", made.base, "--task", made.entry.kind, "--r", "4", "--json")
     assert base.code == 0, base.err
     trained = made.loaded().report.parameters.trainable
+    assert told.json["parameters"] == trained
     if made.entry.kind in ("regression", "entities"):
         base = veneer(
             "inspect", made.base, "--task", made.entry.kind, "--r", "4", "--json",

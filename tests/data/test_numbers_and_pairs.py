@@ -61,6 +61,8 @@ def test_what_is_no_number_is_named(tmp_path: Path, cell: str, message: str) -> 
     config = table(tmp_path, text=TEXTS, price=["1.5", cell, *NUMBERS[2:]])
     with pytest.raises(DataError, match=message):
         prepare(config.replace(label_column="price"), target="numbers")
+    with pytest.raises(DataError, match=message):  # one bad cell does not make another column, or task, of it
+        prepare(config)
 
 
 def test_one_number_alone_teaches_nothing(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ LABEL_NAMES = (
 SAMPLE_ROWS = 10_000
 
 
+_MOST_NUMBERS = 0.9  # of the cells
+
+
 @dataclass(frozen=True)
 class ColumnFacts:
     """What a sample of a column looks like. Shares are of the cells that are not empty, in [0, 1]."""
@@ -57,9 +60,14 @@ class ColumnFacts:
             return True
         if self.kind == "object" or not self.cells or self.mean_characters > 64:
             return False
-        if self.numeric == 1 and self.whole < 1:
+        if self.may_be_number:
             return True
         return self.distinct <= (max(2, self.cells // 2) if self.cells < 40 else self.cells // 4)
+
+    @property
+    def may_be_number(self) -> bool:
+        """Numbers that are not all whole; a few cells may be none, which are named when they are read."""
+        return self.numeric >= _MOST_NUMBERS and self.whole < self.numeric
 
     def describe(self) -> str:
         """The facts that speak for or against it, for a message."""
@@ -208,7 +216,7 @@ def infer_task(
     if multi_label is None and found is not None:
         reason = f"cells of {facts.name!r} hold several of the same few labels, separated by {found!r}"
         return Choice("task", several, reason), found
-    if facts.numeric == 1 and facts.whole < 1:
+    if facts.may_be_number:
         return Choice("task", "regression", f"{facts.name!r} holds numbers that are not whole"), None
     if facts.numeric == 1 and facts.distinct > max(20, facts.cells // 20):
         return Choice(

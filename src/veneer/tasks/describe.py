@@ -41,7 +41,7 @@ class LayerGroup:
     layers        how many
     in_features, out_features    of each
     r             rank of each
-    parameters    trained values in A and B, of all together
+    parameters    trained values in A, B and DoRA's magnitudes, of all together
     """
 
     pattern: str
@@ -238,8 +238,9 @@ def _pairs(tensors: Mapping[str, Tensor]) -> tuple[list[tuple[str, int, int, int
                 raise AdapterError(
                     f"{key} has no lora_B beside it; the tensors are not those of a LoRA adapter."
                 )
-            sizes = (tensor.shape[1], other.shape[0], tensor.shape[0], tensor.numel() + other.numel())
-            pairs.append((factor[1], *sizes))
+            scale = tensors.get(f"base_model.model.{factor[1]}.lora_magnitude_vector")  # DoRA's
+            values = tensor.numel() + other.numel() + (0 if scale is None else scale.numel())
+            pairs.append((factor[1], tensor.shape[1], other.shape[0], tensor.shape[0], values))
         elif ".lora_" not in name:
             module = name.removesuffix(".base_layer.bias").rpartition(".")[0] or name
             saved[module] = saved.get(module, 0) + tensor.numel()
