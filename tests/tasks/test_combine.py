@@ -102,6 +102,10 @@ def test_adapters_that_do_not_belong_together(place: Path, tmp_path: Path) -> No
         combine_adapters(tmp_path / "out", {str(place / "a"): 1.0, str(other): 1.0}, heads="mean")
     assert [fault.partition(":")[0] for fault in caught.value.faults] == ["labels", "pooling"]
     two = written(tmp_path / "two", place / "base", labels=("no", "yes"))
+    with pytest.raises(AdapterError, match="different questions") as caught:
+        combine_adapters(tmp_path / "out", {str(place / "a"): 1.0, str(two): 1.0}, heads="mean")
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["labels"]
+    (two / "veneer.json").unlink()  # as PEFT's folders, which say nothing of labels
     with pytest.raises(AdapterError, match=r"two does not fit.*\n  - .*classifier.bias: shape \(2,\)"):
         combine_adapters(tmp_path / "out", {str(place / "a"): 1.0, str(two): 1.0}, heads="mean")
     tiny_bert(tmp_path / "base", seed=5)

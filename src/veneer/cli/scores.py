@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["confusion_table", "further_table", "label_table", "scores_table"]
 
+_PEOPLE = ("Brier",)
 _SHOWN = 2  # figures of a row
 _MOST_LABELS = 12  # of a confusion matrix that is shown whole
 
@@ -50,9 +51,9 @@ def further_table(scores: Scores) -> Table | None:
 
 
 def _name(score: Score) -> str:
-    """Within a line: "Macro-F1" is "macro-F1", "RMSE" stays."""
+    """Within a line: "Macro-F1" is "macro-F1", "RMSE" and people's names stay."""
     name = score.name
-    return name[:1].lower() + name[1:] if name[1:2].islower() else name
+    return name if name.startswith(_PEOPLE) else name[:1].lower() + name[1:] if name[1:2].islower() else name
 
 
 def label_table(per_label: Sequence[Any], what: str = "label", counted: str = "texts") -> Table:

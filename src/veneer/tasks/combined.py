@@ -99,11 +99,13 @@ def combine_adapters(
     if out.resolve() in {Path(each).resolve() for each in weights}:
         raise UserMistake(f"{out} is one of the adapters to combine. Choose another place for the result.")
     folders = list(weights)
+    all_facts = [read_adapter(Path(folder)).facts for folder in folders]
+    _check_together(folders, all_facts)
     adapted = load(folders[0], base=base, precision="fp32", mode="padded")
     detach(adapted.model)  # it comes back under a name that errors can use
     names = _names(folders)
-    all_facts = [_attach_(adapted, folder, names[folder]) for folder in folders]
-    _check_together(folders, all_facts)
+    for folder in folders:
+        _attach_(adapted, folder, names[folder])
     by_name = {names[folder]: weight for folder, weight in weights.items()}
     chosen = names.get(heads, heads)
     made = combine(
@@ -125,7 +127,7 @@ def _names(folders: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _attach_(adapted: Adapted, folder: str, name: str) -> Facts | None:
+def _attach_(adapted: Adapted, folder: str, name: str) -> None:
     """Put an adapter folder on the model; its tensors are held against the model."""
     found = read_adapter(Path(folder))
     attach(adapted.model, lora_config_from_peft(found.peft_config), name=name, strict=False, seed=0)
@@ -133,7 +135,6 @@ def _attach_(adapted: Adapted, folder: str, name: str) -> Facts | None:
         load_adapter_state_dict(adapted.model, found.tensors, name)
     except AdapterError as error:
         raise AdapterError(f"{folder} does not fit the base of the first adapter: {error}") from error
-    return found.facts
 
 
 def _check_together(folders: Sequence[str], all_facts: Sequence[Facts | None]) -> None:
