@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,31 @@ def test_an_error_leaves_the_old_one_and_nothing_else(
     assert str(place) in str(caught.value)
     monkeypatch.undo()
     assert whole(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size for a process")
+def test_what_libraries_in_rust_say_of_a_disk_is_told_alike(tmp_path: Path) -> None:
+    """safetensors raises an error of its own, and not an OSError; the folder is called by its name."""
+    import resource
+
+    import torch
+    from safetensors.torch import save_file
+
+    def write(new: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            save_file({"a": torch.zeros(5000)}, new / "a.safetensors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    said = re.escape(f"{tmp_path / 'thing'} was not written: a file of it is larger")
+    with pytest.raises(VeneerError, match=f"^{said}"), replacing_folder(tmp_path / "thing") as new:
+        write(new)
+    with pytest.raises(VeneerError, match=rf"^{re.escape(str(tmp_path))}/thing/a was"):  # noqa: SIM117
+        with replacing_folder(tmp_path / "thing") as new, files.writing_to(new / "a"):
+            full_disk()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("write", [stream_file, write_folder])

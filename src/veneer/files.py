@@ -9,6 +9,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,9 +28,11 @@ __all__ = [
     "replacing_folder",
     "write_bytes",
     "write_text",
+    "writing_to",
 ]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def cache_root() -> Path:
@@ -95,7 +98,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         VeneerError: the disk is full or the place can't be written; an older file of that name is untouched.
     """
-    with _explained(path):
+    with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
@@ -123,7 +126,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     Raises:
         VeneerError: the disk is full or the place can't be written; an older file of that name is untouched.
     """
-    with _explained(path):
+    with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -147,7 +150,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         VeneerError: the disk is full or the place can't be written.
     """
-    with _explained(path):
+    with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
         new.chmod(0o755)
@@ -157,6 +160,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             _swap(new, path)
+        except VeneerError as error:
+            if type(error) is VeneerError and str(new) in str(
+                error
+            ):  # people know the folder by its own name
+                raise VeneerError(str(error).replace(str(new), str(path))) from error
+            raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -211,22 +220,38 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def writing_to(path: Path) -> Iterator[None]:
+    """Inside, what the system says against writing `path` becomes a sentence with the mend.
+
+    Raises:
+        VeneerError: the disk is full, a file is too large, or the place can't be written.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise VeneerError(
-                f"{path} was not written: the disk is full. What stood there before is untouched. "
-                "Free some space and run the same command again."
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise VeneerError(
-                f"{path} was not written: a file of it is larger than this system or this shell (ulimit -f) allows. "
-                "What stood there before is untouched."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise VeneerError(
-                f"{path} was not written: {error.strerror}. Choose a folder that you may write to (--out)."
-            ) from error
+        _refuse(path, error)
         raise
+    except Exception as error:
+        number = _OS_ERROR.search(
+            str(error)
+        )  # safetensors and tokenizers, written in Rust, say it in their own error
+        if number is not None:
+            _refuse(path, OSError(int(number[1]), os.strerror(int(number[1]))))
+        raise
+
+
+def _refuse(path: Path, error: OSError) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise VeneerError(
+            f"{path} was not written: the disk is full. What stood there before is untouched. "
+            "Free some space and run the same command again."
+        ) from error
+    if error.errno == errno.EFBIG:
+        raise VeneerError(
+            f"{path} was not written: a file of it is larger than this system or this shell (ulimit -f) allows. "
+            "What stood there before is untouched."
+        ) from error
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        raise VeneerError(
+            f"{path} was not written: {error.strerror}. Choose a folder that you may write to (--out)."
+        ) from error

@@ -22,7 +22,7 @@ from veneer.data.conversations import Turn
 from veneer.data.prompts import PromptFile, read_prompts
 from veneer.engine.generation import Sampling
 from veneer.errors import CheckpointError, DataError, Interrupted
-from veneer.files import replacing_file
+from veneer.files import replacing_file, writing_to
 from veneer.models.hashing import file_hash
 from veneer.tasks.answering import check_out
 from veneer.tasks.row_files import free_name, row_writer
@@ -173,8 +173,9 @@ class _Kept:
         self._file: IO[str] | None = None
         if fresh or not self._read(identity):
             self.answers = {}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+            with writing_to(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
 
     def __enter__(self) -> _Kept:
         self._file = self.path.open("a", encoding="utf-8")
@@ -187,9 +188,10 @@ class _Kept:
     def put(self, row: int, answer: dict[str, Any]) -> None:
         """Keep the answer of a row."""
         assert self._file is not None
+        with writing_to(self.path):
+            self._file.write(json.dumps({"row": row, **answer}) + "\n")
+            self._file.flush()
         self.answers[row] = answer
-        self._file.write(json.dumps({"row": row, **answer}) + "\n")
-        self._file.flush()
 
     def _read(self, identity: Mapping[str, Any]) -> bool:
         """Take over what an earlier run left; False where there is nothing of use."""
