@@ -95,3 +95,16 @@ def test_a_special_token_that_is_cut_off_is_struck_out() -> None:
     )
     assert kept[0] == cut[0] == "<im_start>"
     assert ("strike" in kept[1], "strike" in cut[1]) == (False, True)
+
+
+def test_whole_shows_every_token(tmp_path: Path) -> None:
+    base, table = writing_base(tmp_path / "base"), instruction_file(tmp_path / "rows.json", 24)
+    assert " more ... " in tokens_of(table, base).out
+    done = tokens_of(table, base, "--whole")
+    assert " more" not in done.out
+    shown = "".join(
+        "".join(line.split("|")).strip() for line in done.out.splitlines() if line.startswith("  ")
+    )
+    (one,) = tokens_of(table, base, "--json").json["examples"]
+    prompt = "".join(token["text"] for token in one["tokens"] if not token["target"])
+    assert prompt.replace(" ", "·").replace("\n", "⏎") in shown

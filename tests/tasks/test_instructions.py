@@ -21,6 +21,7 @@ from veneer.data.ragged import Ragged
 from veneer.data.sources import Source
 from veneer.engine import pack
 from veneer.errors import BaseError, DataError
+from veneer.evaluation.blocks import Table
 from veneer.lora import LoraConfig, adapter_parameters, adapter_state_dict, load_adapter_state_dict
 from veneer.models import load_base
 from veneer.models.forms import HeadSpec
@@ -29,6 +30,7 @@ from veneer.tasks.base import Encoded
 from veneer.tasks.encoding import TokenLists
 from veneer.tasks.inference import infer_kind
 from veneer.tasks.instruction_data import InstructionOptions, claims, labelled, prepare
+from veneer.tasks.instruction_pages import _samples
 from veneer.tasks.instructions import KIND, Instructions
 from veneer.tasks.kind import Making
 from veneer.tasks.previewing import preview_source
@@ -448,3 +450,10 @@ def test_a_state_of_peft_is_loaded(tmp_path: Path) -> None:
     state = peft.get_peft_model_state_dict(model)
     load_adapter_state_dict(adapted.model, state)
     assert not any("lm_head" in name or "wte" in name for name in state)
+
+
+def test_runs_of_line_breaks_do_not_fill_the_report() -> None:
+    entry = {"step": 1, "samples": [{"asked": "a", "expected": "b", "written": "c" + 90 * "\n"}]}
+    section = _samples([entry])
+    assert section is not None
+    assert any(isinstance(block, Table) and block.rows[0] == ("1", "c\n⏎ × 90\n") for block in section.blocks)

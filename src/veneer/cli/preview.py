@@ -10,7 +10,7 @@ import typer
 from veneer.cli.colours import tag_colour
 from veneer.cli.console import Output, table
 from veneer.cli.flags import EXAMPLE_COUNT, OUTPUT, RUN
-from veneer.cli.options import assignments, nested, with_flags
+from veneer.cli.options import Flag, assignments, nested, with_flags
 from veneer.cli.settings import BASE, DATA, TASK
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ $ veneer preview example --examples 10
 $ veneer preview sms-spam --variant balanced --base openai-community/gpt2
 """
 SET = next(flag for flag in RUN if flag.name == "set")
+WHOLE = Flag("whole", None, bool, "Every token of them, however many.", "Output")
 _BAR = 30  # columns of the longest bar
 _MOST_TOKENS = 60  # of an example that are shown
 _MOST_LABELS = 20
 _NO_TAG = ("", "O")
 
 
-@with_flags(TASK, *DATA, *BASE, EXAMPLE_COUNT, SET, *OUTPUT)
+@with_flags(TASK, *DATA, *BASE, EXAMPLE_COUNT, WHOLE, SET, *OUTPUT)
 def preview(
     source: Annotated[
         str, typer.Argument(help="A file, a named source, or a data set of the hub.", show_default=False)
@@ -67,7 +68,10 @@ def preview(
         output.choices(found.choices)
         for warning in found.warnings:
             output.warn(warning)
-    output.result({"task": seen.task, **_as_json(source, base, found)}, lambda console: _show(console, found))
+    output.result(
+        {"task": seen.task, **_as_json(source, base, found)},
+        lambda console: _show(console, found, settings["whole"]),
+    )
 
 
 def merged_flags(settings: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def _text_as_json(text: PreviewText) -> dict[str, Any]:
     return vars(text) | {"labels": list(text.labels), "tokens": [vars(token) for token in text.tokens]}
 
 
-def _show(console: Console, found: Preview) -> None:
+def _show(console: Console, found: Preview, whole: bool) -> None:
     console.print()
     if any(found.label_counts.values()):
         console.print(_label_table(found))
@@ -119,12 +123,11 @@ def _show(console: Console, found: Preview) -> None:
         f"\ntexts as tokens: · a blank, | a break, <> a special token{_legend(found, console)}", style="dim"
     )
     for text in found.examples:
-        _show_text(console, ", ".join(text.labels), text)
+        _show_text(console, ", ".join(text.labels), text, whole)
     for name, one in named:
         if one is not None:
-            _show_text(
-                console, ": ".join([f"the {name}", *([", ".join(one.labels)] if one.labels else [])]), one
-            )
+            title = ": ".join([f"the {name}", *([", ".join(one.labels)] if one.labels else [])])
+            _show_text(console, title, one, whole)
 
 
 def _label_table(found: Preview) -> Any:
@@ -140,7 +143,7 @@ def _label_table(found: Preview) -> Any:
     return shown
 
 
-def _show_text(console: Console, title: str, text: PreviewText) -> None:
+def _show_text(console: Console, title: str, text: PreviewText, whole: bool) -> None:
     from rich.text import Text
 
     console.print(Text.assemble((title or "nothing marked", "bold"), (f"  {text.length:,} tokens", "dim")))
@@ -149,7 +152,7 @@ def _show_text(console: Console, title: str, text: PreviewText) -> None:
     before: ShownToken | None = None
     left_out = 0
     for place, token in enumerate(text.tokens):
-        if not _is_shown(text, place):
+        if not (whole or _is_shown(text, place)):
             left_out += 1
             continue
         if left_out:

@@ -5,6 +5,7 @@ This file knows tokens and words for people; it measures nothing but what it is 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -220,9 +221,9 @@ def _samples(history: Sequence[Mapping[str, Any]]) -> Section | None:
         Paragraph("Greedy answers to the same prompts of the validation part, at each evaluation.", "note")
     ]
     for number, one in enumerate(last):
-        rows = tuple((f"{entry['step']:,}", entry["samples"][number]["written"]) for entry in seen)
+        rows = tuple((f"{entry['step']:,}", _legible(entry["samples"][number]["written"])) for entry in seen)
         first = Preformatted(shortened(one["asked"], _SHOWN_CHARACTERS))
-        expected = ("expected", one["expected"])
+        expected = ("expected", _legible(one["expected"]))
         few = rows if len(rows) <= 4 else (rows[0], rows[len(rows) // 2], rows[-1])
         blocks += [first, Table(("step", "answer"), (*few, expected), texts=(1,))]
         if len(rows) > 4:
@@ -230,6 +231,15 @@ def _samples(history: Sequence[Mapping[str, Any]]) -> Section | None:
                 Folded(f"all {len(rows)} evaluations", (Table(("step", "answer"), rows, texts=(1,)),))
             )
     return Section("What it writes", tuple(blocks))
+
+
+def _legible(text: str) -> str:
+    """A text with long runs of line breaks counted: a base that is not trained writes nothing else.
+
+    >>> _legible("a" + 5 * "\\n" + "b")
+    'a\\n⏎ × 5\\nb'
+    """
+    return re.sub(r"\n{4,}", lambda run: f"\n⏎ × {len(run[0])}\n", text)
 
 
 def _worst(told: Told) -> Section | None:
