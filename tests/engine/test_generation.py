@@ -92,6 +92,22 @@ def test_logits_in_a_batch_are_those_of_each_text_without_a_cache(
     assert len(places) == len(PROMPTS) - 2
 
 
+def test_transformers_is_never_left_to_guess_what_is_padding(models: dict[str, Any]) -> None:
+    """A turn that begins with the end token, which stands for padding too, has a mask: of ones."""
+    model, memory = models[next(iter(CAUSAL))], Memory()
+    masks: list[Any] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True
+    )
+    try:
+        memory.read(model, [5, 9, 31])
+        memory.read(model, [5, 9, 31, END, 7])
+    finally:
+        hook.remove()
+    assert [mask.shape for mask in masks] == [(1, 3), (1, 5)]
+    assert all(bool(mask.all()) for mask in masks)
+
+
 SYSTEM = [(11 * place + 3) % 256 for place in range(40)]  # longer than any window of the families
 
 

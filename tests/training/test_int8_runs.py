@@ -43,10 +43,10 @@ class Stopping(Quiet):
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_run_in_int8_learns_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     no_pictures(monkeypatch)
-    given = config(tmp_path, kind=kind, precision="int8", epochs=12, learning_rate=2e-2)
+    given = config(tmp_path, kind=kind, precision="int8", epochs=20, learning_rate=5e-3)
     heard = Losses()
     done = train(given, out=tmp_path / "adapter", reporter=heard)
-    assert min(heard.losses[-3:]) < 0.9 * heard.losses[0]
+    assert sum(heard.losses[-20:]) < 0.2 * sum(heard.losses[:20])
     facts = done.folder.facts
     assert facts is not None
     assert facts.exactness["precision"] == "int8"

@@ -52,7 +52,9 @@ class RunningBatch:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
         inside = torch.arange(longest, device=device) >= (longest - lengths).unsqueeze(1)  # (B, L)
-        self._mask: Tensor | None = None if bool(inside.all()) else inside.long()
+        self._mask = (
+            inside.long()
+        )  # of ones too: without one transformers warns of tokens that look like padding
         self._next = lengths  # (B,) position of the token that comes next
         with torch.inference_mode():
             self._cache = DynamicCache(config=self._model.config)
@@ -70,8 +72,7 @@ class RunningBatch:
             self._cache.batch_select_indices(rows)
             self._next = self._next[rows]
             self.logits = self.logits[rows]
-            if self._mask is not None:
-                self._mask = self._mask[rows]
+            self._mask = self._mask[rows]
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Put one token behind each text and compute the logits after it."""
@@ -81,8 +82,7 @@ class RunningBatch:
         """Put as many tokens behind each text and compute the logits after the last."""
         with torch.inference_mode():
             ids = torch.tensor(more, device=self._next.device)  # (B, n)
-            if self._mask is not None:
-                self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+            self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
             positions = self._next.unsqueeze(1) + torch.arange(ids.shape[1], device=ids.device)
             self._next = self._next + ids.shape[1]
             self.logits = self._forward(ids, positions)
