@@ -68,7 +68,7 @@ def run(names: Sequence[str], options: argparse.Namespace):  # type: ignore[no-u
     from benchmarks.harness import FAST, FULL, SideFailedError, measure
     from benchmarks.machine import describe
     from benchmarks.results import Results, WorkloadResult
-    from benchmarks.workloads import WORKLOADS
+    from benchmarks.workloads import WORKLOADS, Workload
 
     effort = FAST if options.quick else FULL
     if options.steps:
@@ -78,31 +78,33 @@ def run(names: Sequence[str], options: argparse.Namespace):  # type: ignore[no-u
         raise SystemExit(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     began, done, ablations = time.monotonic(), list[WorkloadResult](), list[WorkloadResult]()
     left_out: dict[str, str] = {}
+    sides = [side for side in options.sides.split(",") if side]
+    ready: list[tuple[Workload, materials.Materials]] = []
     with tempfile.TemporaryDirectory(prefix="veneer-bench-") as folder:
-        for name in names:
-            workload = WORKLOADS[name]
-            try:
-                made = materials.make(workload, Path(folder), options.data, limit=effort.texts)
-            except materials.MissingMaterialError as error:
-                left_out[name] = str(error)
-                continue
-            sides = [side for side in options.sides.split(",") if side]
-            try:
-                done.append(measure(workload, made, effort, sides=sides, say=_say))
-            except SideFailedError as error:
-                left_out[name] = str(error)
-                continue
-            off = ABLATIONS.get(name, ()) if options.ablation else ()
-            enough = effort.ablation_texts if workload.train else effort.ablation_texts // 10
-            made = materials.shortened(made, enough) if off else made
-            for some in (off[i : i + _AT_ONCE] for i in range(0, len(off), _AT_ONCE)):
+        try:
+            for name in names:
+                workload = WORKLOADS[name]
                 try:
+                    made = materials.make(workload, Path(folder), options.data, limit=effort.texts)
+                    done.append(measure(workload, made, effort, sides=sides, say=_say))
+                except (materials.MissingMaterialError, SideFailedError) as error:
+                    left_out[name] = str(error)
+                else:
+                    ready.append((workload, made))
+            for workload, made in ready if options.ablation else ():
+                off = ABLATIONS.get(workload.name, ())
+                enough = effort.ablation_texts if workload.train else effort.ablation_texts // 10
+                made = materials.shortened(made, enough) if off else made
+                for some in (off[i : i + _AT_ONCE] for i in range(0, len(off), _AT_ONCE)):
                     switched = [(switch,) for switch in some]
-                    ablations.append(
-                        measure(workload, made, effort.ablation, off=switched, sides=(), say=_say)
-                    )
-                except SideFailedError as error:
-                    left_out[f"{name} without {' or '.join(some)}"] = str(error)
+                    try:
+                        found = measure(workload, made, effort.ablation, off=switched, sides=(), say=_say)
+                        ablations.append(found)
+                    except SideFailedError as error:
+                        left_out[f"{workload.name} without {' or '.join(some)}"] = str(error)
+        except KeyboardInterrupt:
+            _say("stopped: what was measured is written")
+            left_out["what was still to come"] = "stopped by Ctrl-C"
     return Results(
         machine=describe(),
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
