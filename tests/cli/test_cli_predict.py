@@ -112,6 +112,11 @@ def test_an_answer_file_is_not_replaced_unasked(trained: Trained, tmp_path: Path
     assert "--overwrite" in done.err
     assert out.read_text() == "mine"
     assert veneer("predict", trained.adapter, *flags, "--overwrite").code == 0
+    before = out.read_bytes()
+    onto_itself = veneer("predict", trained.adapter, "--file", out, "--out", out, "--overwrite")
+    assert onto_itself.code == 2
+    assert "is the file that is read" in onto_itself.err
+    assert out.read_bytes() == before
     assert len(pd.read_csv(out)) == 90
     unknown = veneer("predict", trained.adapter, "--file", trained.table, "--out", tmp_path / "out.xls")
     assert unknown.code == 2

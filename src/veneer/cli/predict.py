@@ -190,7 +190,7 @@ def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> 
         from veneer.cli.progress import Counter
         from veneer.tasks.answering import answer_file, check_out
 
-        check_out(out, overwrite=settings["overwrite"])
+        check_out(out, settings["file"], overwrite=settings["overwrite"])
         adapted = loaded(adapter, settings)
         labels = _labels_asked_for(adapted, settings)
         with Counter(output, "rows") as counter:

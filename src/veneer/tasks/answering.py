@@ -45,14 +45,17 @@ class Answered:
     columns: tuple[str, ...]
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Raise `UserMistake` where answers can't be written to `out`: unknown suffix, or a file that stands there."""
+def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise `UserMistake` where answers can't be written to `out`: unknown suffix, a file that stands there, or the
+    very file that is answered."""
     if out.suffix.lower() not in _SUFFIXES:
         raise UserMistake(
             f"--out {out}: the format is told by the name, which has to end in {', '.join(_SUFFIXES)}."
         )
     if out.is_dir():
         raise UserMistake(f"--out {out} is a folder; expected the name of a file.")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserMistake(f"--out {out} is the file that is read, which would be lost. Give another name.")
     if out.exists() and not overwrite:
         raise UserMistake(
             f"{out} exists already. Give --overwrite to replace it, or another name with --out."
@@ -118,10 +121,10 @@ def answer_file(
 
     Raises:
         DataError: `source` can't be read.
-        UserMistake: `out` exists, or its suffix is not known. An older file is untouched after any error.
+        UserMistake: `out` exists, is `source`, or its suffix is not known. An older file is untouched after any error.
     """
     out = Path(out)
-    check_out(out, overwrite=overwrite)
+    check_out(out, Path(source), overwrite=overwrite)
     stream = open_inputs(adapted, source, columns or {})
     added = [*adapted.task.answer_keys, *(f"probability_{label}" for label in all_probabilities)]
     names = {key: free_name(key, stream.columns) for key in added}

@@ -93,7 +93,7 @@ def write_file(
         Interrupted: Ctrl-C; what was answered is kept.
     """
     source, out = Path(source), Path(out)
-    check_out(out, overwrite=overwrite)
+    check_out(out, source, overwrite=overwrite)
     prompts = read_prompts(source, columns)
     say(prompts.choices)
     writer = load()
