@@ -164,8 +164,7 @@ _PATCHES: dict[str, list[tuple[str, Any]]] = {
     "groups": [("veneer.engine.row_attention.bins_of", _to_the_longest)],
     "shapes": [
         ("veneer.engine.packing.Layout.rows", property(lambda layout: layout.tokens)),
-        ("veneer.engine.blocks.few_numbers", _itself),
-        ("veneer.engine.token_loss.few_numbers", _itself),
+        ("veneer.engine.packing.few_numbers", _itself),
         ("veneer.engine.beginnings._STEP", 1),
         ("veneer.engine.bins._STEP", 1),
     ],

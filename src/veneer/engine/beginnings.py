@@ -12,14 +12,15 @@ Shapes: T tokens, R rows of the batch, U nodes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from veneer.engine.packing import PackedBatch
+from veneer.engine.packing import PackedBatch, filled_to
 
-__all__ = ["Beginnings", "beginnings_of", "tree_of"]
+__all__ = ["Beginnings", "beginnings_of", "common_beginning", "tree_of"]
 
 _WORTH = 0.85  # of the tokens are nodes: with more of them, laying out and adding up costs what is saved
 _STEP = 64  # the nodes are filled up to a multiple, so that kernels for few numbers of rows are made
@@ -49,7 +50,7 @@ def beginnings_of(batch: PackedBatch, *, always: bool = False) -> Beginnings | N
         return None
     rows = batch.layout.rows if batch.input_ids.device.type == "cpu" else batch.tokens
     return Beginnings(
-        nn.functional.pad(node_of_token, (0, rows - batch.tokens)).to(batch.input_ids.device),
+        filled_to(node_of_token, rows).to(batch.input_ids.device),
         nn.functional.pad(first, (0, -len(first) % _STEP)).to(batch.input_ids.device),
         len(first),
     )
@@ -74,3 +75,17 @@ def tree_of(batch: PackedBatch) -> tuple[Tensor, Tensor]:
             above = node
         at += length
     return torch.tensor(node_of), torch.tensor(first)
+
+
+def common_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all texts begin with alike.
+
+    >>> common_beginning([[5, 6, 7], [5, 6], [5, 6, 8]])
+    2
+    """
+    alike = 0
+    for column in zip(*texts, strict=False):
+        if column.count(column[0]) < len(column):
+            break
+        alike += 1
+    return alike

@@ -13,6 +13,7 @@ them, C hidden size.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,17 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from veneer.engine.block_tail import Tail, back_through, parameters_of, wanted
+from veneer.engine.block_tail import Tail, back_through, normed_or_not, parameters_of, wanted
 from veneer.engine.linears import Joined
-from veneer.engine.norms import norm_gradients, normed
+from veneer.engine.norms import norm_gradients
+from veneer.engine.packing import filled_to
 
 __all__ = ["Attention", "BlockStep", "ReadStep", "Reading"]
 
 Kept = list[Tensor | None]
 Gradients = tuple[Tensor | None, list[Tensor | None]]
 """Of the input, and of the parameters and factors that the node was called with."""
-
-_NO_NORM: Kept = [None, None, None]
 
 
 class Attention(Protocol):
@@ -58,43 +58,33 @@ class Reading(Protocol):
         ...
 
 
-class _Step(Protocol):
-    """A block at one moment, forward and backward without a graph."""
-
-    @property
-    def parameters(self) -> list[Tensor]: ...
-
-    @property
-    def factors(self) -> list[Tensor]: ...
-
-    def alone(self, x: Tensor) -> Tensor: ...
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Kept]: ...
-
-    def backward(
-        self, grad: Tensor, kept: Sequence[Any], *, need_x: bool, need_norms: Sequence[bool]
-    ) -> Gradients: ...
-
-
 @dataclass(frozen=True)
-class BlockStep:
-    """A block at one moment.
+class _Step(ABC):
+    """A block at one moment, forward and backward without a graph, and as one node of it.
 
     Attributes:
         norm: before attention, `veneer.engine.norms.is_plain`; None in BERT's order.
-        qkv: queries, keys and values.
-        attention: over the rows of the batch.
-        tail: what stands behind it.
+        tail: what stands behind attention.
     """
 
     norm: nn.Module | None
-    qkv: Joined
-    attention: Attention
     tail: Tail
 
     def __call__(self, x: Tensor, *, recompute: bool = False) -> Tensor:
-        """(R, C) -> (R, C), differentiable in x, the norms and the adapters' factors."""
-        return _differentiable(self, x, recompute=recompute)
+        """(R, C) -> (R, C), or (B, C) of one token a text; differentiable in x, the norms and the adapters' factors.
+
+        It keeps `forward`'s tensors for the backward pass, or with `recompute` its input alone.
+        """
+        if not torch.is_grad_enabled():
+            return self.alone(x)
+        parameters = self.parameters
+        y: Tensor = _Node.apply(x, self, recompute, len(parameters), *parameters, *self.factors)
+        return y
+
+    @property
+    @abstractmethod
+    def projections(self) -> tuple[Joined, ...]:
+        """The products that attention reads."""
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -104,16 +94,50 @@ class BlockStep:
     @property
     def factors(self) -> list[Tensor]:
         """Of the adapters, in the order of the forward pass."""
-        return [factor for product in (self.qkv, *self.tail.products) for factor in product.factors]
+        return [factor for product in (*self.projections, *self.tail.products) for factor in product.factors]
+
+    @abstractmethod
+    def alone(self, x: Tensor) -> Tensor:
+        """The block, and nothing that a gradient would want."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
+        """The block, and what `backward` wants."""
+
+    @abstractmethod
+    def backward(
+        self, grad: Tensor, kept: Sequence[Any], *, need_x: bool, need_norms: Sequence[bool]
+    ) -> Gradients:
+        """The gradients of x, `parameters` and `factors`, from that of the output."""
+
+
+@dataclass(frozen=True)
+class BlockStep(_Step):
+    """A block at one moment, (R, C) -> (R, C).
+
+    Attributes:
+        norm: before attention, `veneer.engine.norms.is_plain`; None in BERT's order.
+        tail: what stands behind attention.
+        qkv: queries, keys and values.
+        attention: over the rows of the batch.
+    """
+
+    qkv: Joined
+    attention: Attention
+
+    @property
+    def projections(self) -> tuple[Joined, ...]:
+        """The product that attention reads."""
+        return (self.qkv,)
 
     def alone(self, x: Tensor) -> Tensor:
         """The block (R, C) -> (R, C), and nothing that a gradient would want."""
-        h = x if self.norm is None else normed(self.norm, x)[0]
+        h, _ = normed_or_not(self.norm, x)
         return self.tail.alone(self.attention.forward(self.qkv.forward(h)[0])[0], x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The block, and what `backward` wants."""
-        h, of_norm = _before(self.norm, x)
+        h, of_norm = normed_or_not(self.norm, x)
         states, of_qkv = self.qkv.forward(h)
         a, of_attention = self.attention.forward(states)
         y, of_tail = self.tail.forward(a, x)
@@ -142,8 +166,8 @@ class BlockStep:
 
 
 @dataclass(frozen=True)
-class ReadStep:
-    """A block at one moment, of which one token of each text is read.
+class ReadStep(_Step):
+    """A block at one moment, of which one token of each text is read, (R, C) -> (B, C).
 
     Attributes:
         norm, tail: as in `BlockStep`.
@@ -154,44 +178,33 @@ class ReadStep:
         node_of_token: (tokens,) int64, which row of the input each token's state stands in; None: its own.
     """
 
-    norm: nn.Module | None
     q: Joined
     kv: Joined
     reading: Reading
-    tail: Tail
     texts: int
     places: Tensor
     node_of_token: Tensor | None
 
-    def __call__(self, x: Tensor, *, recompute: bool = False) -> Tensor:
-        """(R, C) -> (B, C), differentiable in x, the norms and the adapters' factors."""
-        return _differentiable(self, x, recompute=recompute)
-
     @property
-    def parameters(self) -> list[Tensor]:
-        """Of the norms, in order."""
-        return [*parameters_of(self.norm), *self.tail.parameters]
-
-    @property
-    def factors(self) -> list[Tensor]:
-        """Of the adapters: queries, keys and values, and what stands behind."""
-        return [factor for product in (self.q, self.kv, *self.tail.products) for factor in product.factors]
+    def projections(self) -> tuple[Joined, ...]:
+        """The products that attention reads: queries; keys and values."""
+        return self.q, self.kv
 
     def alone(self, x: Tensor) -> Tensor:
         """The block (R, C) -> (B, C), and nothing that a gradient would want."""
-        h = x if self.norm is None else normed(self.norm, x)[0]
+        h, _ = normed_or_not(self.norm, x)
         q = self.q.forward(h.index_select(0, self.places))[0]
         a, _ = self.reading.forward(q[: self.texts], self._of_tokens(self.kv.forward(h)[0]))
-        return self.tail.alone(self._filled_up(a), x.index_select(0, self.places))[: self.texts]
+        return self.tail.alone(filled_to(a, len(self.places)), x.index_select(0, self.places))[: self.texts]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The block, and what `backward` wants."""
-        h, of_norm = _before(self.norm, x)
+        h, of_norm = normed_or_not(self.norm, x)
         read = h.index_select(0, self.places)
         q, of_q = self.q.forward(read)
         kv, of_kv = self.kv.forward(h)
         a, of_reading = self.reading.forward(q[: self.texts], self._of_tokens(kv))
-        y, of_tail = self.tail.forward(self._filled_up(a), x.index_select(0, self.places))
+        y, of_tail = self.tail.forward(filled_to(a, len(self.places)), x.index_select(0, self.places))
         return y[: self.texts], [*of_norm, read, of_q, h, of_kv, *of_tail, *of_reading]
 
     def backward(
@@ -199,9 +212,9 @@ class ReadStep:
     ) -> Gradients:
         """The gradients of x, `parameters` and `factors`, from that of the output (B, C)."""
         split, end = len(parameters_of(self.norm)), 7 + Tail.KEPT
-        behind = self.tail.backward(self._filled_up(grad), kept[7:end], need_norms[split:])
+        behind = self.tail.backward(filled_to(grad, len(self.places)), kept[7:end], need_norms[split:])
         gq, gkv = self.reading.backward(behind.a[: self.texts], kept[end:])
-        gq = self._filled_up(gq)
+        gq = filled_to(gq, len(self.places))
         read, of_read, h, of_h = kept[3:7]
         if self.node_of_token is not None:
             gkv = gkv.new_zeros(h.shape[0], gkv.shape[1]).index_add_(0, self.node_of_token, gkv)
@@ -221,34 +234,14 @@ class ReadStep:
     def _of_tokens(self, kv: Tensor) -> Tensor:
         return kv if self.node_of_token is None else kv.index_select(0, self.node_of_token)
 
-    def _filled_up(self, rows: Tensor) -> Tensor:
-        """(B, ...) -> (S, ...) with zeros."""
-        behind = len(self.places) - self.texts
-        return nn.functional.pad(rows, (0, 0, 0, behind)) if behind else rows
-
-
-def _before(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Kept]:
-    """x, normed where there is a norm before attention, and what `norm_gradients` wants."""
-    if norm is None:
-        return x, _NO_NORM
-    h, kept = normed(norm, x)
-    return h, [*kept]
-
-
-def _differentiable(step: _Step, x: Tensor, *, recompute: bool) -> Tensor:
-    """A step as one node of the graph; it keeps `forward`'s tensors, or with `recompute` its input alone."""
-    if not torch.is_grad_enabled():
-        return step.alone(x)
-    y: Tensor = _Node.apply(x, step, recompute, *step.parameters, *step.factors)
-    return y
-
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: _Step, recompute: bool, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: _Step, recompute: bool, of_norms: int, *_: Tensor) -> Tensor:
         y, kept = step.forward(x)
         ctx.save_for_backward(*([x] if recompute else kept))
-        ctx.step, ctx.recompute, ctx.needs = step, recompute, ctx.needs_input_grad
+        ctx.step, ctx.recompute = step, recompute
+        ctx.need_x, ctx.need_norms = ctx.needs_input_grad[0], ctx.needs_input_grad[4 : 4 + of_norms]
         return y
 
     @staticmethod
@@ -256,6 +249,5 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         kept = ctx.step.forward(*saved)[1] if ctx.recompute else saved
-        need_norms = ctx.needs[3 : 3 + len(ctx.step.parameters)]
-        gx, grads = ctx.step.backward(grad, kept, need_x=ctx.needs[0], need_norms=need_norms)
-        return (gx, None, None, *grads)
+        gx, grads = ctx.step.backward(grad, kept, need_x=ctx.need_x, need_norms=ctx.need_norms)
+        return (gx, None, None, None, *grads)

@@ -22,9 +22,7 @@ from veneer.engine.gated import Gated
 from veneer.engine.linears import Joined
 from veneer.engine.norms import norm_gradients, normed
 
-__all__ = ["Tail", "TailGradients", "back_through", "parameters_of", "wanted"]
-
-_NO_NORM = (None, None, None)
+__all__ = ["Tail", "TailGradients", "back_through", "normed_or_not", "parameters_of", "wanted"]
 
 
 class TailGradients(NamedTuple):
@@ -77,7 +75,7 @@ class Tail:
         s, _ = self.out.forward(a, x)
         n, _ = normed(self.inner, s)
         y, _ = self.down.forward(self.up.activated(n, self.activation), s if self.outer is None else n)
-        return y if self.outer is None else normed(self.outer, y)[0]
+        return normed_or_not(self.outer, y)[0]
 
     def forward(self, a: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The same, and what `backward` wants."""
@@ -86,9 +84,7 @@ class Tail:
         u, of_up = self.up.forward(n)
         f = self.activation.forward(u)
         y, of_down = self.down.forward(f, s if self.outer is None else n)
-        of_outer: tuple[Tensor | None, ...] = _NO_NORM
-        if self.outer is not None:
-            y, of_outer = normed(self.outer, y)
+        y, of_outer = normed_or_not(self.outer, y)
         return y, [a, of_out, *of_inner, n, of_up, u, f, of_down, *of_outer]
 
     def backward(self, grad: Tensor, kept: Sequence[Any], need_norms: Sequence[bool]) -> TailGradients:
@@ -106,6 +102,11 @@ class Tail:
         g = g.add_(grad) if self.outer is None else g
         of_a, out = back_through(self.out, g, a, of_out)
         return TailGradients(of_a, g, [*of_inner, *of_outer], [*out, *up, *down])
+
+
+def normed_or_not(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """x (R, C), normed where there is a norm, and the three tensors, or none, that `norm_gradients` wants."""
+    return (x, (None, None, None)) if norm is None else normed(norm, x)
 
 
 def parameters_of(norm: nn.Module | None) -> list[Tensor]:

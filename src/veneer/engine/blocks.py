@@ -27,7 +27,7 @@ from veneer.engine.block_tail import Tail
 from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.norms import applied, is_plain
-from veneer.engine.packing import Layout, PackedBatch, few_numbers
+from veneer.engine.packing import Layout, PackedBatch, filled_to, filled_up
 from veneer.engine.row_attention import ReadAttention, RowAttention, attend_read, attend_rows, by_rows
 from veneer.engine.turned import Turned
 
@@ -121,11 +121,10 @@ class Block:
         before, inner, outer = (norm_1, norm_2, None) if self.norm_first else (None, norm_1, norm_2)
         tail = Tail(out, up, down, self.activation, inner, outer)
         if reads is None:
-            return BlockStep(before, self.qkv.joined(x.dtype), self._attention(x, layout), tail)
+            return BlockStep(before, tail, self.qkv.joined(x.dtype), self._attention(x, layout))
         q, kv = (self.qkv.joined(x.dtype, columns) for columns in self._columns(x.shape[1]))
-        few, node = _filled_up(reads), None if shared is None else shared.node_of_token
-        places = few if node is None else node.index_select(0, few)
-        return ReadStep(before, q, kv, self._reading(x, layout, reads, node), tail, len(reads), places, node)
+        places, node = _rows_of(filled_up(reads), shared), None if shared is None else shared.node_of_token
+        return ReadStep(before, tail, q, kv, self._reading(x, layout, reads, node), len(reads), places, node)
 
     def _attention(self, x: Tensor, layout: Layout) -> Attention:
         """The attention over rows like those of x."""
@@ -157,8 +156,8 @@ class Block:
         if reads is None:
             a = self._attended(h, layout, shared)
             return self._rest(a if shared is None else a.index_select(0, shared.first_token), x)
-        few = _filled_up(reads)
-        places = few if shared is None else shared.node_of_token.index_select(0, few)
+        few = filled_up(reads)
+        places = _rows_of(few, shared)
         if self._sees_all(layout, reads):
             a = self._read(h, layout, reads, places, shared)
         else:
@@ -193,7 +192,7 @@ class Block:
         if self.turned is not None:
             q, kv = self.turned.queries(q, layout, reads, kv), self.turned.keys(kv, layout)
         a = attend_read(q, kv, layout, self.heads, self.scaling, self._kv_heads)
-        return nn.functional.pad(a, (0, 0, 0, len(places) - len(reads)))
+        return filled_to(a, len(places))
 
     def _sees_all(self, layout: Layout, reads: Tensor) -> bool:
         """Whether `reads` is one token of each text, in order, that sees its whole text."""
@@ -291,18 +290,16 @@ class Program:
 
     def _entered(self, batch: PackedBatch, x: Tensor | None, shared: Beginnings | None) -> Tensor:
         """What the first block to be computed reads: a state for each row, or for each node."""
-        behind = batch.layout.rows - batch.tokens if batch.input_ids.device.type == "cpu" else 0
+        rows = batch.layout.rows if batch.input_ids.device.type == "cpu" else batch.tokens
         if x is None:
-            x = self.embed(batch.filled_up() if behind else batch)
-        elif behind:
-            x = nn.functional.pad(x, (0, 0, 0, behind))
+            x = self.embed(batch.filled_up() if rows > batch.tokens else batch)
+        x = filled_to(x, rows)
         return x if shared is None else x.index_select(0, shared.first_token)
 
 
-def _filled_up(reads: Tensor) -> Tensor:
-    """Places (S,) with a few more behind them that nobody reads: on a CPU their number has to be one of few."""
-    behind = few_numbers(len(reads)) - len(reads) if reads.device.type == "cpu" else 0
-    return nn.functional.pad(reads, (0, behind)) if behind else reads
+def _rows_of(tokens: Tensor, shared: Beginnings | None) -> Tensor:
+    """(S,) which rows of the states hold those of these tokens (S,)."""
+    return tokens if shared is None else shared.node_of_token.index_select(0, tokens)
 
 
 def _of_tokens(x: Tensor, shared: Beginnings | None) -> Tensor:

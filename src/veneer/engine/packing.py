@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Group", "Layout", "PackedBatch", "few_numbers", "pack"]
+__all__ = ["Group", "Layout", "PackedBatch", "few_numbers", "filled_to", "filled_up", "pack"]
 
 # Groups are filled up to a multiple of this many tokens, so that the shapes of their products repeat from batch to
 # batch (a machine's library makes a kernel for each new shape, which costs more than the product) and vectors come
@@ -36,6 +36,17 @@ def few_numbers(rows: int) -> int:
     """At least `rows`, one of few numbers: each new number of rows costs a CPU's library new kernels."""
     step = 8 if rows <= 64 else 16 if rows <= 256 else 32 if rows <= 1024 else 128
     return -(-rows // step) * step
+
+
+def filled_up(x: Tensor) -> Tensor:
+    """x (n, ...) with zeros behind its rows: on a CPU one of few numbers, see `few_numbers`."""
+    return filled_to(x, few_numbers(len(x))) if x.device.type == "cpu" else x
+
+
+def filled_to(x: Tensor, rows: int) -> Tensor:
+    """x (n, ...) with zeros behind its rows, n <= `rows` in all; itself where nothing is missing."""
+    behind = rows - len(x)
+    return nn.functional.pad(x, (0, 0) * (x.dim() - 1) + (0, behind)) if behind else x
 
 
 @dataclass(frozen=True)
@@ -142,14 +153,13 @@ class PackedBatch:
         Each new number of rows costs the machine's library new kernels; so there are few numbers. The layout does not
         know of the rows behind the texts: nothing attends to them and nothing reads them.
         """
-        more = (0, self.layout.rows - self.tokens)
-        types = self.token_type_ids
+        rows, types = self.layout.rows, self.token_type_ids
         return PackedBatch(
-            nn.functional.pad(self.input_ids, more),
-            nn.functional.pad(self.position_ids, more),
+            filled_to(self.input_ids, rows),
+            filled_to(self.position_ids, rows),
             self.layout,
             self.order,
-            token_type_ids=None if types is None else nn.functional.pad(types, more),
+            token_type_ids=None if types is None else filled_to(types, rows),
         )
 
     def to(self, device: torch.device | str) -> PackedBatch:

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from veneer.engine.beginnings import beginnings_of
+from veneer.engine.beginnings import beginnings_of, common_beginning
 from veneer.engine.blocks import Program
 from veneer.engine.kept_states import KeptStates
 from veneer.engine.packing import pack
@@ -190,7 +190,7 @@ def _batches(sequences: Sequences, *, alike: bool) -> list[list[int]]:
     if alike:
         texts = [sequences[i].tolist() for i in range(n)]
         order = sorted(range(n), key=texts.__getitem__)
-        begun = [0, *(_in_common(texts[i], texts[j]) for i, j in pairwise(order))]
+        begun = [0, *(common_beginning((texts[i], texts[j])) for i, j in pairwise(order))]
     else:
         order = np.argsort(-np.asarray(sequences.lengths), kind="stable").tolist()
         begun = [0] * n
@@ -205,14 +205,6 @@ def _batches(sequences: Sequences, *, alike: bool) -> list[list[int]]:
         states += length - known
         tokens += length
     return batches
-
-
-def _in_common(one: list[int], other: list[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    for at, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return at
-    return min(len(one), len(other))
 
 
 @contextmanager

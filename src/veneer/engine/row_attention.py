@@ -27,13 +27,15 @@ from torch.autograd.function import once_differentiable
 from veneer.engine.attention import KEPT_TOKENS, AttentionPattern, packed_attention
 from veneer.engine.bins import Bins, bins_of, one_text_each
 from veneer.engine.by_hand import node_of_kept
-from veneer.engine.packing import Layout
+from veneer.engine.packing import Layout, filled_to
 
 __all__ = ["ReadAttention", "RowAttention", "attend_read", "attend_rows", "by_rows"]
 
 _CAUSAL = AttentionPattern(after=0)
 _ALL = AttentionPattern()
 
+Three = tuple[Tensor, Tensor, Tensor]
+"""Query (n, M, D), key and value (n, L, D)."""
 Slots = tuple[Bins, ...]
 Kinds = tuple[int, ...]
 """Heads of what stands side by side in a row: (H, K, K) for queries, keys and values."""
@@ -59,13 +61,12 @@ def attend_rows(
     See `RowAttention` for `kv_heads` and `before`.
     """
     if not by_rows(qkv, layout):
-        behind, kinds = qkv.shape[0] - layout.tokens, _kinds(heads, kv_heads)
-        q, k, v = (
-            qkv[: layout.tokens].unflatten(1, (sum(kinds), -1)).transpose(0, 1).split(kinds)
-        )  # (H, T, D)
+        kinds = _kinds(heads, kv_heads)
+        heads_of = qkv[: layout.tokens].unflatten(1, (sum(kinds), -1)).transpose(0, 1)  # (H + 2 K, T, D)
+        q, k, v = heads_of.split(kinds)
         pattern = (_CAUSAL if before is None else AttentionPattern(before, 0)) if causal else _ALL
         out = packed_attention(q, k, v, layout, pattern, scaling=scaling).flatten(1)
-        return nn.functional.pad(out, (0, 0, 0, behind)) if behind else out
+        return filled_to(out, qkv.shape[0])
     return node_of_kept(qkv, RowAttention(layout, heads, scaling, causal, kv_heads, before))
 
 
@@ -112,7 +113,7 @@ class RowAttention:
 
     def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> Tensor:
         """The gradient of the output (R, C) and what `forward` kept -> that of its input (R, W)."""
-        layout, scaling, kinds = self.layout, self.scaling, _kinds(self.heads, self.kv_heads)
+        layout, kinds = self.layout, _kinds(self.heads, self.kv_heads)
         laid_out, *probabilities = kept
         slots = bins_of(layout)
         parts = torch.empty_like(laid_out)
@@ -120,11 +121,7 @@ class RowAttention:
         states = (_views(x, slots, k) for x, k in ((laid_out, kinds), (grad_out, kinds[:1]), (parts, kinds)))
         for (q, k, v), (do,), (gq, gk, gv), p in zip(*states, probabilities, strict=True):
             q, do, gq = (x.view(k.shape[0], -1, k.shape[2]) for x in (q, do, gq))  # (n K, H / K L, D)
-            torch.bmm(p.transpose(1, 2), do, out=gv)
-            ds = torch.bmm(do, v.transpose(1, 2))
-            ds = torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype)
-            torch.baddbmm(gq, ds, k, beta=0.0, alpha=scaling, out=gq)
-            torch.baddbmm(gk, ds.transpose(1, 2), q, beta=0.0, alpha=scaling, out=gk)
+            _fill_gradients_((gq, gk, gv), do, p, (q, k, v), self.scaling)
         return _put_back(parts, layout, slots, grad.shape[0], kinds)
 
     def _probabilities(self, q: Tensor, k: Tensor, bins: Bins) -> Tensor:
@@ -180,11 +177,7 @@ class ReadAttention:
             strict=True,
         )
         for rows, do, gq, (k, v), (gk, gv), p in states:
-            torch.bmm(p.transpose(1, 2), do, out=gv)
-            ds = torch.bmm(do, v.transpose(1, 2))
-            ds = torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype)
-            torch.baddbmm(gq, ds, k, beta=0.0, alpha=self.scaling, out=gq)
-            torch.baddbmm(gk, ds.transpose(1, 2), rows, beta=0.0, alpha=self.scaling, out=gk)
+            _fill_gradients_((gq, gk, gv), do, p, (rows, k, v), self.scaling)
         return of_q, _put_back(of_kv, self.layout, slots, self.rows, kinds)
 
     def _parts(self, x: Tensor, slots: Slots) -> list[Tensor]:
@@ -215,6 +208,16 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scaling: float) -> Tensor
         return torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0.0, alpha=scaling)
     shape = (q.shape[0], q.shape[1], k.shape[1])
     return torch.baddbmm(bias.expand(shape), q, k.transpose(1, 2), alpha=scaling)
+
+
+def _fill_gradients_(grads: Three, grad: Tensor, p: Tensor, states: Three, scaling: float) -> None:
+    """The gradients of query, key and value, from that of the output (n, M, D) and the probabilities p (n, M, L)."""
+    (gq, gk, gv), (q, k, v) = grads, states
+    torch.bmm(p.transpose(1, 2), grad, out=gv)
+    ds = torch.bmm(grad, v.transpose(1, 2))
+    ds = torch.ops.aten._softmax_backward_data(ds, p, -1, p.dtype)
+    torch.baddbmm(gq, ds, k, beta=0.0, alpha=scaling, out=gq)
+    torch.baddbmm(gk, ds.transpose(1, 2), q, beta=0.0, alpha=scaling, out=gk)
 
 
 def _kinds(heads: int, kv_heads: int | None) -> Kinds:

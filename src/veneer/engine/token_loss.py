@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from veneer.engine.frozen import FrozenLinear
-from veneer.engine.packing import few_numbers
+from veneer.engine.packing import filled_up
 from veneer.lora.layers import Layout, layout_of
 
 __all__ = ["logits_of", "token_losses"]
@@ -100,7 +100,7 @@ class _PiecewiseLoss(torch.autograd.Function):
         below = torch.empty_like(losses)
         for start in range(0, len(t), n):
             rows = slice(start, start + n)
-            filled = _filled_up(x[rows])
+            filled = filled_up(x[rows])
             whole = frozen.product(filled, b)  # (n, V), and rows behind that belong to no token
             z = whole[: len(t[rows])]
             few = max(1, _CACHED_VALUES // z.shape[1])
@@ -124,12 +124,6 @@ class _PiecewiseLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _below: Tensor) -> tuple[Tensor | None, ...]:
         (dx,) = ctx.saved_tensors
         return dx * grad.to(dx.dtype).unsqueeze(1), None, None, None, None, None
-
-
-def _filled_up(x: Tensor) -> Tensor:
-    """(n, C) with rows of zeros behind them: on a CPU one of few numbers, see `few_numbers`."""
-    behind = few_numbers(len(x)) - len(x) if x.device.type == "cpu" else 0
-    return nn.functional.pad(x, (0, 0, 0, behind)) if behind else x
 
 
 def _scores_then_gradient_(z: Tensor, t: Tensor, smooth: float) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from veneer.engine.beginnings import common_beginning
 
 __all__ = ["Beginning", "SharedBeginnings"]
 
@@ -90,23 +91,18 @@ class SharedBeginnings:
         self, model: nn.Module, prompts: Sequence[Sequence[int]], may: Callable[[], bool] = lambda: True
     ) -> None:
         self._model, self._may = model, may
-        self._of_all = _common(prompts) if len(prompts) > 1 else []
+        self._of_all = common_beginning(prompts) if len(prompts) > 1 else 0
         self._held: Beginning | None = None
 
     def of(self, batch: Sequence[Sequence[int]]) -> Beginning | None:
         """What the prompts of a batch begin with, the last token of each left out; None: too little, or not allowed."""
-        ids = self._of_all
-        if len(ids) < LEAST and len(batch) > 1:
-            ids = _common(batch)
-        ids = ids[: min(map(len, batch)) - 1]
-        if len(ids) < LEAST or not self._may():
+        alike = self._of_all
+        if alike < LEAST and len(batch) > 1:
+            alike = common_beginning(batch)
+        alike = min(alike, min(map(len, batch)) - 1)
+        if alike < LEAST or not self._may():
             return None
-        if self._held is None or list(self._held.ids[: len(ids)]) != ids:
+        ids = tuple(int(token) for token in batch[0][:alike])
+        if self._held is None or self._held.ids[:alike] != ids:
             self._held = Beginning.read(self._model, ids)
-        return None if self._held is None else self._held.first(len(ids))
-
-
-def _common(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens that all prompts begin with."""
-    columns = zip(*prompts, strict=False)
-    return [int(column[0]) for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+        return None if self._held is None else self._held.first(alike)
