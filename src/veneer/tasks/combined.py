@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from veneer.adapter import BaseFacts, Facts, read_adapter, refuse_existing, write_adapter
+from veneer.adapter import AdapterFolder, BaseFacts, Facts, read_adapter, refuse_existing, write_adapter
 from veneer.errors import AdapterError, UserMistake
 from veneer.lora import (
     Combined,
@@ -99,13 +99,14 @@ def combine_adapters(
     if out.resolve() in {Path(each).resolve() for each in weights}:
         raise UserMistake(f"{out} is one of the adapters to combine. Choose another place for the result.")
     folders = list(weights)
-    all_facts = [read_adapter(Path(folder)).facts for folder in folders]
+    read = {folder: read_adapter(Path(folder)) for folder in folders}
+    all_facts = [read[folder].facts for folder in folders]
     _check_together(folders, all_facts)
     adapted = load(folders[0], base=base, precision="fp32", mode="padded")
     detach(adapted.model)  # it comes back under a name that errors can use
     names = _names(folders)
     for folder in folders:
-        _attach_(adapted, folder, names[folder])
+        _attach_(adapted, read[folder], names[folder])
     by_name = {names[folder]: weight for folder, weight in weights.items()}
     chosen = names.get(heads, heads)
     made = combine(
@@ -127,14 +128,13 @@ def _names(folders: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _attach_(adapted: Adapted, folder: str, name: str) -> None:
-    """Put an adapter folder on the model; its tensors are held against the model."""
-    found = read_adapter(Path(folder))
-    attach(adapted.model, lora_config_from_peft(found.peft_config), name=name, strict=False, seed=0)
+def _attach_(adapted: Adapted, folder: AdapterFolder, name: str) -> None:
+    """Put an adapter on the model; its tensors are held against the model."""
+    attach(adapted.model, lora_config_from_peft(folder.peft_config), name=name, strict=False, seed=0)
     try:
-        load_adapter_state_dict(adapted.model, found.tensors, name)
+        load_adapter_state_dict(adapted.model, folder.tensors, name)
     except AdapterError as error:
-        raise AdapterError(f"{folder} does not fit the base of the first adapter: {error}") from error
+        raise AdapterError(f"{folder.path} does not fit the base of the first adapter: {error}") from error
 
 
 def _check_together(folders: Sequence[str], all_facts: Sequence[Facts | None]) -> None:
@@ -186,9 +186,8 @@ def _write(
     base, task = adapted.base, adapted.task
     form = base.spec.form
     native = form != "sequence" or native_pooling(adapted.model) == task.facts().get("pooling")
-    complete = form == "causal" or bool(
-        made.config.modules_to_save
-    )  # PEFT's classes ask for a head with the others
+    # PEFT's classes ask for a head where the form has one.
+    complete = form == "causal" or bool(made.config.modules_to_save)
     peft_config = peft_config_dict(
         made.config,
         adapted.model,
