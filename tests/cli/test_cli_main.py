@@ -38,15 +38,20 @@ def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
 
 
+def _python(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, with `more` in its environment; run to its end."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment(**more), check=False
+    )
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from veneer.cli import main; code = main(['--help']); "
         "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'sklearn', 'pyarrow'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
-    )
+    done = _python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "veneer train example" in done.stdout
 
@@ -131,9 +136,7 @@ def test_ctrl_c_in_the_first_moments() -> None:
         "from veneer.cli import main; code = main()\n"
         "assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL; sys.exit(code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
-    )
+    done = _python("-c", code)
     assert done.returncode == 130, done.stderr
     assert done.stderr == "[]\nerror: interrupted; nothing was half written.\n"
     assert json.loads(done.stdout)["error"]["type"] == "Interrupted"
@@ -142,13 +145,7 @@ def test_ctrl_c_in_the_first_moments() -> None:
 def test_no_colour_and_no_terminal_mean_no_escape_codes(trained: Trained) -> None:
     done = veneer("inspect", trained.adapter)
     assert "\x1b" not in done.out + done.err
-    run = subprocess.run(
-        [sys.executable, "-m", "veneer", "train"],
-        capture_output=True,
-        text=True,
-        env=environment(NO_COLOR="1", FORCE_COLOR=""),
-        check=False,
-    )
+    run = _python("-m", "veneer", "train", NO_COLOR="1", FORCE_COLOR="")
     assert run.returncode == 2
     assert "\x1b" not in run.stderr
     assert run.stdout == ""
