@@ -161,10 +161,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                     _sync(file)
             _swap(new, path)
         except VeneerError as error:
-            if type(error) is VeneerError and str(new) in str(
-                error
-            ):  # people know the folder by its own name
-                raise VeneerError(str(error).replace(str(new), str(path))) from error
+            said = str(error)
+            if type(error) is VeneerError and str(new) in said:
+                raise VeneerError(said.replace(str(new), str(path))) from error  # the name that people know
             raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -232,9 +231,8 @@ def writing_to(path: Path) -> Iterator[None]:
         _refuse(path, error)
         raise
     except Exception as error:
-        number = _OS_ERROR.search(
-            str(error)
-        )  # safetensors and tokenizers, written in Rust, say it in their own error
+        # safetensors and tokenizers, written in Rust, say it in an error of their own.
+        number = _OS_ERROR.search(str(error))
         if number is not None:
             _refuse(path, OSError(int(number[1]), os.strerror(int(number[1]))))
         raise

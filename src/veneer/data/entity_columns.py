@@ -77,11 +77,8 @@ def find_entity_columns(
     if found is None:
         raise DataError(_unclear(table, text, label))
     columns = EntityColumns("spans" if form is _span_columns else "tags", *found)
-    how = (
-        "marks spans of characters"
-        if columns.form == "spans"
-        else f"has a tag for each word of {columns.text!r}"
-    )
+    tags = f"has a tag for each word of {columns.text!r}"
+    how = tags if columns.form == "tags" else "marks spans of characters"
     choices = [Choice("text column", columns.text, "its name and its cells")] if text is None else []
     choices += [Choice("label column", columns.label, f"it {how}")] if label is None else []
     return columns, choices
@@ -104,9 +101,8 @@ Shapes = dict[str, str]
 
 def _tag_columns(shapes: Shapes, text: str | None = None, label: str | None = None) -> tuple[str, str] | None:
     """A column of lists of strings, and another with as many strings or numbers in each row."""
-    words = (
-        [text] if text is not None else _by_name([c for c, s in shapes.items() if s == "tags"], _TOKEN_NAMES)
-    )
+    lists = [c for c, s in shapes.items() if s == "tags"]
+    words = [text] if text is not None else _by_name(lists, _TOKEN_NAMES)
     if not words or shapes.get(words[0]) != "tags":
         return None
     others = [c for c, s in shapes.items() if s in ("tags", "numbers") and c != words[0]]
@@ -119,9 +115,8 @@ def _span_columns(
 ) -> tuple[str, str] | None:
     """A column of text, and one with lists of spans."""
     empty = [c for c, s in shapes.items() if s == "empty" and c.lower() in SPAN_COLUMNS[:_SURE_SPANS]]
-    marked = [
-        c for c, s in shapes.items() if s == "spans"
-    ] or empty  # lists without any span are said by name
+    # Where no list has a span, the name of the column says what its empty lists are.
+    marked = [c for c, s in shapes.items() if s == "spans"] or empty
     spans = [label] if label is not None else _by_name(marked, SPAN_COLUMNS)
     texts = [c for c, s in shapes.items() if s == "text" and c != label]
     found = [text] if text is not None else _by_name(texts, _TEXT_NAMES)

@@ -76,9 +76,8 @@ class _Reader:
         self.decoder = json.JSONDecoder()
 
     def fill(self) -> None:
-        chunk = self.file.read(
-            max(_CHUNK, len(self.buffer) - self.at)
-        )  # doubles, so that large values stay linear
+        # What is read doubles, so that large values stay linear.
+        chunk = self.file.read(max(_CHUNK, len(self.buffer) - self.at))
         self.line += self.buffer.count("\n", 0, self.at)
         self.buffer, self.at, self.ended = self.buffer[self.at :] + chunk, 0, not chunk
 

@@ -121,10 +121,8 @@ def _kind(sign: str) -> str:
     category, number = unicodedata.category(sign), ord(sign)
     if sign.isspace() or category == "Cc" or sign in "\u200b\ufeff":
         return "blank"
-    if (
-        category[0] == "M" or category == "Cf" or 0x1F3FB <= number <= 0x1F3FF
-    ):  # skin tones are marks in effect
-        return "mark"
+    if category[0] == "M" or category == "Cf" or 0x1F3FB <= number <= 0x1F3FF:
+        return "mark"  # and skin tones, which are marks in effect
     if any(low <= number <= high for low, high in _ALONE):
         return "alone"
     return "letter" if sign.isalnum() else "sign"

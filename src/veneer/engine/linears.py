@@ -271,9 +271,9 @@ class Joined:
             need_x: whether the input's is wanted.
             beside: what else flows into the input's gradient.
         """
-        g = (
-            torch.mm(grad, self.B) if self.B is not None and (need_x or h is not None) else None
-        )  # (T, R), scaled
+        g: Tensor | None = None
+        if self.B is not None and (need_x or h is not None):
+            g = torch.mm(grad, self.B)  # (T, R), scaled
         grad_x = None
         if need_x:
             grad_x = self.frozen.input_gradient(grad, beside)

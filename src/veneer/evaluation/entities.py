@@ -170,9 +170,8 @@ def f1_difference(
     confidence: float = 0.95,
 ) -> Difference:
     """Our micro-F1 minus theirs on the same sentences, resampled in pairs."""
-    features = np.stack(
-        [part.sum(axis=1) for c in (ours, theirs) for part in (c.right, c.given + c.found)], axis=1
-    )  # (N, 4)
+    parts = [part.sum(axis=1) for c in (ours, theirs) for part in (c.right, c.given + c.found)]
+    features = np.stack(parts, axis=1)  # (N, 4)
     sums = _resampled(features, bootstrap, seed)
     values = _ratio(2 * sums[:, 0], sums[:, 1]) - _ratio(2 * sums[:, 2], sums[:, 3])
     return Difference(micro_f1(ours)[0] - micro_f1(theirs)[0], percentile(values, confidence))
@@ -182,11 +181,7 @@ def _intervals(counts: EntityCounts, bootstrap: int, seed: int, confidence: floa
     size = len(counts.types)
     exact = counts.exact[:, None]
     sums = _resampled(np.hstack([counts.right, counts.given, counts.found, exact]), bootstrap, seed)
-    right, given, found = (
-        sums[:, :size],
-        sums[:, size : 2 * size],
-        sums[:, 2 * size : 3 * size],
-    )  # each (S, K)
+    right, given, found = (sums[:, k * size : (k + 1) * size] for k in range(3))  # each (S, K)
     precision, recall, f1 = _scores(right.sum(axis=1), given.sum(axis=1), found.sum(axis=1))
     occurs = (given + found > 0).sum(axis=1)
     macro = _ratio(_scores(right, given, found)[2].sum(axis=1), occurs)

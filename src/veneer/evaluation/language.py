@@ -119,9 +119,8 @@ def language_metrics(
     whole = hits == counts  # (N,)
     n, total = len(counts), int(counts.sum())
     loss = float(sums.sum() / total)
-    drawn = _resampled(
-        np.stack([sums, counts, hits, whole.astype(np.float64)], axis=1), bootstrap, seed
-    )  # (S, 4)
+    found = np.stack([sums, counts, hits, whole.astype(np.float64)], axis=1)  # (N, 4)
+    drawn = _resampled(found, bootstrap, seed)  # (S, 4)
     mean_losses = drawn[:, 0] / drawn[:, 1]
     between = percentile(mean_losses, confidence)
     intervals = {

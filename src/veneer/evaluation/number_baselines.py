@@ -23,9 +23,8 @@ from veneer.evaluation.words import word_counts
 __all__ = ["mean_baseline", "probe_ridge", "tfidf_ridge"]
 
 Floats = NDArray[np.float64]
-_STRENGTHS = tuple(
-    10.0**power for power in range(-2, 5)
-)  # of the penalty; one is chosen by held-out training rows
+_STRENGTHS = tuple(10.0**power for power in range(-2, 5))
+"""Of the penalty; one is chosen by held-out training rows."""
 
 
 def mean_baseline(known: Floats, targets: Floats, ours: Floats, *, seed: int = 0) -> Baseline:

@@ -140,9 +140,8 @@ def book_way(gpt: GPT, sets: Mapping[str, SpamSet], options: Options, say: Say) 
     return Way("faithful", gpt, trained, {name: task(name) for name in SETS}, plan)
 
 
-EFFICIENT_LORA = LoraConfig(
-    r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=("out_head",)
-)  # scaling alpha / r = 2; the head is trained whole
+EFFICIENT_LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=("out_head",))
+"""Scaling alpha / r = 2; the head is trained whole."""
 
 
 def packed_way(gpt: GPT, sets: Mapping[str, SpamSet], options: Options, say: Say) -> Way:

@@ -93,9 +93,8 @@ def _base_and_task(folder: AdapterFolder, base: str | None) -> tuple[Base, Task]
     if facts is not None:
         _check_base(found, facts)
         return found, task
-    if (
-        found.spec.form == "sequence"
-    ):  # a folder that PEFT wrote: read as transformers' own class for this base reads
+    if found.spec.form == "sequence":
+        # PEFT wrote the folder: the text is read as transformers' own class for this base reads it.
         found = found.with_pooling(native_pooling(found.model))
     return found, kind_of_peft(folder).of_peft(folder, found)
 

@@ -49,11 +49,8 @@ class Rendered:
         if side == "right":
             return Rendered(self.ids[:max_length], self.read[:max_length], self.lead)
         start, lead = len(self.ids) - (max_length - self.lead), self.lead
-        read = [
-            *self.read[:lead],
-            False,
-            *self.read[start + 1 :],
-        ]  # what is left begins without what was before it
+        # What is left begins without what was before it: its first token is not read.
+        read = [*self.read[:lead], False, *self.read[start + 1 :]]
         return Rendered([*self.ids[:lead], *self.ids[start:]], read, lead)
 
     def blocks(self, max_length: int) -> list[Rendered]:

@@ -43,9 +43,8 @@ def round_base_(base: Base, precision: Precision) -> Precision:
             f"precision int8: {type(base.model).__name__} has no linear layers in blocks that could be rounded. "
             "Use bf16."
         )
-    if (
-        precision.dtype is torch.float32
-    ):  # nothing more is cast, and what lies in the mapped file keeps all of it
+    if precision.dtype is torch.float32:
+        # Nothing more is cast, and what lies in the mapped file would keep all of it in memory.
         for parameter in base.model.parameters():
             parameter.data = parameter.data.clone()
     found = _states(base.model)

@@ -158,9 +158,8 @@ def token_words(spans: NDArray[np.int64], words: Places) -> NDArray[np.int64]:
         if start == end or token == len(spans) or spans[token, 0] >= end:
             continue  # the tokenizer leaves it out
         first = token
-        if (
-            found and found[-1][4] >= first
-        ):  # its first token belongs to the word before: look for one of its own
+        if found and found[-1][4] >= first:
+            # Its first token belongs to the word before: look for one of its own.
             first = found[-1][4] + 1
             while first < len(spans) and spans[first, 0] == spans[first, 1]:
                 first += 1

@@ -143,9 +143,8 @@ def _targets(adapted: Adapted) -> tuple[str, ...]:
 
 def _point(entry: dict[str, Any], kept_step: int, deciding: ScoreForm) -> HistoryPoint:
     evaluation = entry["kind"] == "evaluation"
-    sign = (
-        1 if deciding.higher_is_better else -1
-    )  # a score is better the higher it is, also where it is minus a loss
+    # A score is better the higher it is, also where it is minus a loss.
+    sign = 1 if deciding.higher_is_better else -1
     return HistoryPoint(
         step=entry["step"],
         epoch=entry["epoch"],

@@ -52,9 +52,8 @@ class RunningBatch:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
         inside = torch.arange(longest, device=device) >= (longest - lengths).unsqueeze(1)  # (B, L)
-        self._mask = (
-            inside.long()
-        )  # of ones too: without one transformers warns of tokens that look like padding
+        # A mask of ones too: without one transformers warns of tokens that look like padding.
+        self._mask = inside.long()
         self._next = lengths  # (B,) position of the token that comes next
         with torch.inference_mode():
             self._cache = DynamicCache(config=self._model.config)
@@ -146,9 +145,8 @@ def sharing_fault(model: nn.Module) -> str | None:
         Why each text of a batch is read whole on this model, in words.
     """
     begin = _made_up(model, LEAST)
-    same_length = [
-        [*begin, *more] for more in ([1, 2], [3, 1])
-    ]  # models that padding changes can share as well
+    # Texts of one length, so that models which padding changes can share as well.
+    same_length = [[*begin, *more] for more in ([1, 2], [3, 1])]
     shared = Beginning.read(model, begin)
     if shared is None:
         return "its cache does not hold keys and values of each token"
