@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"engine"},
     {"lora"},
     {"models"},
-    {"errors", "files", "strict"},
+    {"errors", "files", "naming", "strict"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 GROUND = LAYERS[-1]

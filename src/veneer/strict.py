@@ -1,18 +1,19 @@
 """The base class of every configuration: frozen, no unknown keys, and all faults reported at once.
 
-It knows pydantic and the error tree, and no configuration in particular.
+It knows pydantic, the error tree and how settings are named, and no configuration in particular.
 """
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pydantic
 from pydantic_core import ErrorDetails
 
 from veneer.errors import ConfigError, nearest
+from veneer.naming import setting
 
 __all__ = ["StrictModel"]
 
@@ -24,33 +25,37 @@ class StrictModel(pydantic.BaseModel):
     `ConfigError`, where the constructor raises pydantic's own `ValidationError`.
     """
 
+    place: ClassVar[str | None] = None
+    """What stands before its keys in a training configuration ("", "data."); None: it is read from stored files, and
+    its keys are never called otherwise."""
+
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_enum_values=True, allow_inf_nan=False
     )
 
     @classmethod
-    def parse(cls, mapping: Mapping[str, Any], *, where: str | None = None) -> Self:
+    def parse(cls, mapping: Mapping[str, Any], *, where: str | None = None, place: str | None = None) -> Self:
         """The configuration in `mapping`; every fault of it in one `ConfigError`.
 
         `where` names the place in the message, such as a file name or "the flags"; default: the class's name.
+        `place` is what stands before its keys in a training configuration; default: the class's own.
         """
+        place = cls.place if place is None else place
         try:
             return cls.model_validate(dict(mapping))
         except pydantic.ValidationError as error:
-            faults = [_fault(cls, detail) for detail in error.errors(include_url=False)]
-        place = where or cls.__name__
+            faults = [_fault(cls, detail, place) for detail in error.errors(include_url=False)]
+        told = where or cls.__name__
         if len(faults) == 1:
-            raise ConfigError(f"{place}: {faults[0]}")
-        raise ConfigError(
-            f"{place} has {len(faults)} faults:" + "".join(f"\n  - {fault}" for fault in faults)
-        )
+            raise ConfigError(f"{told}: {faults[0]}")
+        raise ConfigError(f"{told} has {len(faults)} faults:" + "".join(f"\n  - {fault}" for fault in faults))
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed; raises `ConfigError` as `parse` does."""
         return type(self).parse({**dict(self), **changes})
 
 
-def _fault(model: type[pydantic.BaseModel], detail: ErrorDetails) -> str:
+def _fault(model: type[pydantic.BaseModel], detail: ErrorDetails, place: str | None) -> str:
     """One fault as one line: the field, what was given, what was expected."""
     path, kind = detail["loc"], detail["type"]
     name = ".".join(str(part) for part in path)
@@ -64,7 +69,8 @@ def _fault(model: type[pydantic.BaseModel], detail: ErrorDetails) -> str:
     if not path or (kind == "value_error" and isinstance(detail["input"], Mapping)):
         # from a check of a whole model, whose message names the fields itself
         return message
-    return f"{name!r} is {detail['input']!r}: {message[:1].lower()}{message[1:].rstrip('.')}."
+    called = repr(name) if place is None else setting(place + name, plain=repr(name))
+    return f"{called} is {detail['input']!r}: {message[:1].lower()}{message[1:].rstrip('.')}."
 
 
 def _fields_at(model: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> set[str]:

@@ -69,7 +69,8 @@ def test_combine(trained: Trained, tmp_path: Path) -> None:
     given = ("--adapter", f"{trained.adapter}=0.75", "-a", f"{other}=0.25")
     differ = veneer("combine", tmp_path / "out", *given)
     assert differ.code == 2
-    assert "heads='mean'" in " ".join(differ.err.split())
+    said = " ".join(differ.err.split())
+    assert "--heads messages (or another one's name), or --heads mean for the weighted mean" in said
     done = veneer(
         "combine", tmp_path / "out", *given, "--method", "svd", "--r", 4, "--heads", "mean", "--json"
     )

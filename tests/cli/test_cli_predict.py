@@ -44,7 +44,7 @@ def test_no_text_is_a_mistake(trained: Trained) -> None:
         ([], "give texts, --file FILE, or - for standard input"),
         ([""], "text 1 is empty"),
         (["x", "--file", trained.table], "give only one of"),
-        (["x", "--out", "y.csv"], "--out and --text-column go with --file"),
+        (["x", "--out", "y.csv"], "--out, --text-column and --encoding go with --file"),
     ):
         done = veneer("predict", trained.adapter, *arguments)
         assert done.code == 2
@@ -55,6 +55,31 @@ def test_no_text_is_a_mistake(trained: Trained) -> None:
     quietly = veneer("predict", trained.adapter, "-", "--json", stdin="")
     assert quietly.code == 2
     assert quietly.json["error"]["type"] == "DataError"
+
+
+def test_how_a_file_is_written_is_said_as_for_training(trained: Trained, tmp_path: Path) -> None:
+    """Two columns with a sign between them that nobody guesses, in letters that nobody guesses."""
+    file, flags = tmp_path / "odd.csv", ("--encoding", "cp1251", "--delimiter", "~")
+    rows = [("win a free prize now, друг", "spam"), ("i love the film, друг", "ham")]
+    file.write_bytes(("text~label\n" + "".join(f"{text}~{label}\n" for text, label in rows)).encode("cp1251"))
+    for verb in (("predict", trained.adapter, "--file", file), ("evaluate", trained.adapter, file)):
+        refused = veneer(*verb)
+        assert refused.code == 2
+        assert "say its encoding with --encoding NAME" in refused.err
+        assert "has no column" in veneer(*verb, *flags, "--text-column", "txt").err
+        assert veneer(*verb, *flags, "--json").code == 0
+    answers = veneer("predict", trained.adapter, "--file", file, *flags, "--json").json["answers"]
+    assert [answer["text"] for answer in answers] == [text for text, _ in rows]
+    assert [answer["label"] for answer in answers] == [label for _, label in rows]
+    assert veneer("evaluate", trained.adapter, file, *flags, "--json").json["rows"] == 2
+    out = tmp_path / "answers.csv"
+    assert veneer("predict", trained.adapter, "--file", file, *flags, "--no-header", "--text-column", "column_1",
+                  "--out", out).code == 0  # fmt: skip
+    assert len(pd.read_csv(out)) == 3
+    assert "--encoding go with --file" in veneer("predict", trained.adapter, "x", "--encoding", "cp1251").err
+    assert (
+        "string should have at most 1" in veneer("evaluate", trained.adapter, file, "--delimiter", "~~").err
+    )
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])

@@ -52,7 +52,7 @@ def test_cuts_are_said_with_their_side_and_what_the_loss_reads_is_counted(tmp_pa
         for one in veneer("preview", table, "--base", base, "--examples", 99, "--json").json["examples"]
     )
     cut = " ".join(tokens_of(table, base, "--max-length", 180).out.split())
-    assert "that are read: the beginning of a longer example is not seen (options.cut=left)" in cut
+    assert "that are read: the beginning of a longer example is not seen (--set options.cut=left)" in cut
 
 
 def test_texts_in_blocks_are_not_said_to_be_cut(tmp_path: Path) -> None:

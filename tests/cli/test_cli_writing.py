@@ -53,6 +53,18 @@ def test_help_with_examples_in_80_columns(verb: str) -> None:
     assert max(map(len, done.out.splitlines())) <= 80
 
 
+def test_a_file_of_prompts_in_another_encoding(plain: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("друг, друзья, враги\nдруг\n".encode("cp1251"))
+    flags = ("--base", plain, "--precision", "fp32", "-n", 2, "--file", file)
+    assert "--encoding NAME" in veneer("generate", *flags).err
+    found = veneer("generate", *flags, "--encoding", "cp1251", "--json").json["answers"]
+    assert [one["prompt"] for one in found] == ["друг, друзья, враги", "друг"]
+    done = veneer("generate", *flags, "--encoding", "cp1251", "--out", tmp_path / "out.jsonl")
+    assert done.code == 0, done.err
+    assert "go with --file" in veneer("generate", *flags[:-2], "x", "--encoding", "cp1251").err
+
+
 def test_one_prompt_streams_and_several_are_told_apart(plain: Path) -> None:
     flags = ("--base", plain, "--precision", "fp32", "-n", 5)
     one = veneer("generate", *flags, "Every effort")

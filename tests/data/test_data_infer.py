@@ -118,7 +118,7 @@ def test_the_task_follows_from_the_labels(
     choice, found = infer_task(column_facts(one, "label"), cells, None, None)
     assert (choice.value, found) == (task, separator)
     numbers = task == "classification" and all(isinstance(label, int) for label in labels)
-    assert ("--task regression" in choice.reason) == numbers
+    assert ("task=regression" in choice.reason) == numbers
 
 
 def test_lists_are_several_labels(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_template_that_hides_the_border_is_refused() -> None:
     hiding = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}ANSWER:{% endif %}"
     )
-    with pytest.raises(ValueError, match=r"asked and what it answers can't be told apart.*--template alpaca"):
+    with pytest.raises(ValueError, match=r"asked and what it answers can't be told apart.*template=alpaca"):
         Template("given", hiding).pieces(ONE.turns, tokenizer)
     refusing = "{{ raise_exception('no system here') }}"
     with pytest.raises(ValueError, match=r"can.t render it \(no system here\)"):

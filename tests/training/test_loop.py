@@ -144,7 +144,7 @@ def test_biases_and_vectors_are_not_decayed(place: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_run_with_the_mend(place: Path) -> None:
     given = config(place, learning_rate=1e30, max_grad_norm=0, warmup=0)
     with pytest.raises(
-        VeneerError, match=r"The loss is \S+ at step \d+: .* Lower --learning-rate \(now 1e\+30\)"
+        VeneerError, match=r"The loss is \S+ at step \d+: .* Lower learning_rate \(now 1e\+30\)"
     ):
         trained(given)
 

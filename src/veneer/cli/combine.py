@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from veneer.tasks.combined import CombinedFolder
 
-__all__ = ["EXAMPLES", "combine"]
+__all__ = ["EXAMPLES", "FLAGS", "combine"]
 
 EXAMPLES = """\
 [dim]Examples[/]
@@ -27,28 +27,30 @@ $ veneer combine both --adapter a=1 -a b=1 --method svd --r 16 --heads a
 $ veneer combine both -a a=1 -a b=1 --method ties --density 0.3 --heads mean
 """
 
-_FLAGS = (
+FLAGS = (
     Flag(
         "adapter", None, list[str], "An adapter folder and its weight; repeat.", "Sum", "a", metavar="PATH=X"
     ),
     Flag(
         "method",
-        None,
+        "combine.method",
         Literal["concat", "svd", "ties", "dare"],
         "concat (exact), svd, ties or dare (concat).",
         "Sum",
         metavar="NAME",
     ),
-    Flag("r", None, int, "The rank to keep, of svd, ties and dare.", "Sum", metavar="N"),
-    Flag("density", None, float, "Share that ties and dare keep, in 0 to 1.", "Sum", metavar="X"),
+    Flag("r", "combine.r", int, "The rank to keep, of svd, ties and dare.", "Sum", metavar="N"),
+    Flag(
+        "density", "combine.density", float, "Share that ties and dare keep, in 0 to 1.", "Sum", metavar="X"
+    ),
     Flag("seed", None, int, "Of what dare drops (0).", "Sum", metavar="N"),
-    Flag("heads", None, str, "same, mean, or whose (same).", "Sum", metavar="WHICH"),
+    Flag("heads", "combine.heads", str, "same, mean, or whose (same).", "Sum", metavar="WHICH"),
     BASE,
     Flag("overwrite", None, bool, "Replace an adapter that stands there.", "Output"),
 )
 
 
-@with_flags(*_FLAGS, *OUTPUT)
+@with_flags(*FLAGS, *OUTPUT)
 def combine(
     out: Annotated[Path, typer.Argument(help="The adapter folder to write.", show_default=False)],
     **settings: Any,

@@ -10,9 +10,9 @@ import typer
 from veneer.cli.console import Output
 from veneer.cli.flags import LOADING, OUTPUT
 from veneer.cli.options import nested, with_flags
-from veneer.cli.predict import loaded
+from veneer.cli.predict import loaded, written_as
 from veneer.cli.scores import confusion_table, further_table, label_table, scores_table
-from veneer.cli.settings import COLUMNS, VARIANT
+from veneer.cli.settings import COLUMNS, VARIANT, WRITTEN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ $ veneer evaluate adapters/sst2 sst2 --json
 """
 
 
-@with_flags(*COLUMNS, VARIANT, *LOADING, *OUTPUT)
+@with_flags(*COLUMNS, *WRITTEN, VARIANT, *LOADING, *OUTPUT)
 def evaluate(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.", show_default=False)],
     source: Annotated[
@@ -56,6 +56,7 @@ def evaluate(
                 source,
                 **_columns(settings),
                 variant=settings["variant"],
+                options=written_as(settings),
                 progress=counter,
             )
         output.choices(done.choices)

@@ -13,6 +13,8 @@ import typer
 from veneer.cli.console import Output
 from veneer.cli.flags import OUTPUT
 from veneer.cli.options import Flag, with_flags
+from veneer.cli.predict import written_as
+from veneer.cli.settings import WRITTEN
 from veneer.cli.writing import (
     MODEL,
     SAMPLING,
@@ -56,7 +58,7 @@ _BATCH = (
 )
 
 
-@with_flags(*_BATCH, *SAMPLING, SYSTEM, *MODEL, *OUTPUT)
+@with_flags(*_BATCH, *WRITTEN, *SAMPLING, SYSTEM, *MODEL, *OUTPUT)
 def generate(
     words: Annotated[
         list[str] | None,
@@ -113,8 +115,11 @@ def _adapter_and_prompts(words: Sequence[str], settings: Mapping[str, Any]) -> t
     if (settings["file"] is None) == (not prompts):
         ways = "prompts, --file FILE, or - for standard input"
         raise typer.BadParameter(f"give {ways}." if not prompts else f"give only one of: {ways}.")
-    if settings["file"] is None and (settings["out"] or settings["column"] or settings["fresh"]):
-        raise typer.BadParameter("--out, --column and --fresh go with --file.")
+    of_files = ("out", "column", "fresh", *(flag.parameter for flag in WRITTEN))
+    if settings["file"] is None and any(settings[name] for name in of_files):
+        raise typer.BadParameter(
+            "--out, --column, --fresh and --encoding go with --file, and so do --delimiter and --no-header."
+        )
     if settings["raw"] and settings["system"]:
         raise typer.BadParameter("--system needs a template, and --raw leaves it out.")
     return adapter, prompts
@@ -125,7 +130,7 @@ def _asked(output: Output, prompts: list[str], settings: Mapping[str, Any]) -> l
     if settings["file"] is not None:
         from veneer.data.prompts import read_prompts
 
-        found = read_prompts(settings["file"], columns_of(settings["column"]))
+        found = read_prompts(settings["file"], columns_of(settings["column"]), written_as(settings))
         output.choices(found.choices)
         rows: list[Any] = [list(turns) for _, turns in found if turns]
         if not rows:
@@ -229,6 +234,7 @@ def _write_file(output: Output, adapter: str | None, sampling: Sampling, setting
                 out,
                 sampling=sampling,
                 columns=columns_of(settings["column"]),
+                options=written_as(settings),
                 system=settings["system"] or "",
                 raw=settings["raw"],
                 overwrite=settings["overwrite"],

@@ -13,16 +13,17 @@ import typer
 from veneer.cli.colours import tag_colour
 from veneer.cli.console import Output
 from veneer.cli.flags import ANSWERS, LOADING, OUTPUT
-from veneer.cli.options import with_flags
-from veneer.cli.settings import read_roles
+from veneer.cli.options import nested, with_flags
+from veneer.cli.settings import WRITTEN, read_roles
 from veneer.errors import DataError, UserMistake
 
 if TYPE_CHECKING:
+    from veneer.data.tables import TableOptions
     from veneer.tasks.adapted import Adapted
     from veneer.tasks.answering import Rows
     from veneer.tasks.base import Input
 
-__all__ = ["EXAMPLES", "loaded", "predict"]
+__all__ = ["EXAMPLES", "loaded", "predict", "written_as"]
 
 EXAMPLES = """\
 [dim]Examples[/]
@@ -34,7 +35,7 @@ $ cat new.txt | veneer predict adapters/messages - --json
 """
 
 
-@with_flags(*ANSWERS, *LOADING, *OUTPUT)
+@with_flags(*ANSWERS, *WRITTEN, *LOADING, *OUTPUT)
 def predict(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.", show_default=False)],
     texts: Annotated[
@@ -81,15 +82,26 @@ def loaded(adapter: Path, settings: Mapping[str, Any]) -> Adapted:
     )
 
 
+def written_as(settings: Mapping[str, Any]) -> TableOptions | None:
+    """How a file is written, as the flags of `WRITTEN` say; None: they say nothing."""
+    from veneer.data.config import DataConfig
+
+    found = nested(WRITTEN, settings).get("data", {})
+    if not found:
+        return None
+    return DataConfig.parse({**found, "source": "-"}, where="the command line").table_options()
+
+
 def _check_given(texts: list[str] | None, settings: Mapping[str, Any]) -> None:
     """One of the three ways to give texts, before anything is loaded."""
     if (settings["file"] is None) == (not texts):
         ways = "texts, --file FILE, or - for standard input"
         raise typer.BadParameter(f"give {ways}." if not texts else f"give only one of: {ways}.")
     columns = [settings[name] for name in ("text_column", "text_pair_column", "column")]
+    columns += [settings[flag.parameter] for flag in WRITTEN]
     if settings["file"] is None and (settings["out"] or any(columns)):
         raise typer.BadParameter(
-            "--out and --text-column go with --file, and so do the other flags of columns."
+            "--out, --text-column and --encoding go with --file, and so do the other flags of a file and its columns."
         )
     second = settings["pair"] is not None or settings["context"] is not None
     if second and (settings["file"] is not None or texts == ["-"]):
@@ -113,7 +125,7 @@ def _rows(
     _labels_asked_for(adapted, settings)
     lines: Iterable[tuple[dict[str, Any], Input]]
     if settings["file"] is not None:
-        stream = open_inputs(adapted, settings["file"], _columns(settings))
+        stream = open_inputs(adapted, settings["file"], _columns(settings), written_as(settings))
         output.choices(stream.choices)
         lines = stream
     elif texts == ["-"]:
@@ -199,6 +211,7 @@ def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> 
                 settings["file"],
                 out,
                 columns=_columns(settings),
+                options=written_as(settings),
                 all_probabilities=labels,
                 overwrite=settings["overwrite"],
                 progress=counter,

@@ -21,6 +21,7 @@ __all__ = [
     "TASK",
     "TRAINING",
     "VARIANT",
+    "WRITTEN",
     "names_or_pattern",
     "read_roles",
 ]
@@ -308,6 +309,8 @@ TRAINING = (
 )
 
 COLUMNS = DATA[:4]
+WRITTEN = tuple(flag for flag in DATA if flag.name in ("delimiter", "encoding", "no-header"))
+"""How a file is written."""
 TASK = Flag("task", "task", str, "What to learn, such as regression (auto).", "Data", "t", metavar="NAME")
 VARIANT = next(flag for flag in DATA if flag.name == "variant")
 

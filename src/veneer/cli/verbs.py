@@ -32,10 +32,11 @@ from veneer.cli import (
     train,
 )
 from veneer.cli.console import print_error, print_json
-from veneer.cli.naming import in_flags
+from veneer.cli.naming import InFlags
 from veneer.cli.settings import SETTINGS
 from veneer.cli.writing import SAMPLING
 from veneer.errors import VeneerError
+from veneer.naming import speaking
 
 __all__ = ["app", "run"]
 
@@ -114,7 +115,8 @@ def run(arguments: Sequence[str]) -> int:
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdin.reconfigure(errors="strict")  # type: ignore[union-attr]  # bytes that are no text are said to be so
     try:
-        code = app(given, prog_name="veneer", standalone_mode=False)
+        with speaking(_speaker(options)):
+            code = app(given, prog_name="veneer", standalone_mode=False)
         if code == INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
             raise KeyboardInterrupt
         sys.stdout.flush()
@@ -132,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _told(type(error).__name__, *_explained(error, options), options)
+        return _told(type(error).__name__, *_explained(error), options)
 
 
 def _wait_briefly() -> None:
@@ -145,11 +147,17 @@ def _wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
-def _explained(error: Exception, options: Sequence[str] = ()) -> tuple[str, int]:
+def _speaker(options: Sequence[str]) -> InFlags:
+    """Who calls settings by the flags of the verb that is run."""
+    verb = next((name for name in options if name in _PARAMETERS), "")
+    flags = (*SETTINGS, *SAMPLING, *combine.FLAGS)
+    return InFlags(flags, _PARAMETERS.get(verb, ()), options)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
     """An error as a paragraph and an exit code."""
     if isinstance(error, VeneerError):
-        parameters = next((_PARAMETERS[name] for name in options if name in _PARAMETERS), ())
-        return in_flags(str(error), (*SETTINGS, *SAMPLING), parameters, options), error.exit_code
+        return str(error), error.exit_code
     if isinstance(error, _UsageError):
         return _usage(error), 2
     if isinstance(error, OSError):

@@ -92,7 +92,14 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
     """The flags of `SAMPLING` as settings."""
     from veneer.engine.generation import Sampling
 
-    return Sampling.parse(nested(SAMPLING, settings), where="the command line")
+    for flag in ("top-k", "top-p"):
+        value = settings[flag.replace("-", "_")]
+        if value is not None and not settings["temperature"]:
+            raise typer.BadParameter(
+                f"--{flag} {value:g} has no effect at temperature 0, where the most likely token is always taken: give "
+                "--temperature as well, such as 1, or leave it out."
+            )
+    return Sampling.parse(nested(SAMPLING, settings), where="the command line", place="")
 
 
 def columns_of(given: Sequence[str] | None) -> dict[str, str]:

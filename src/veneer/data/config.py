@@ -5,11 +5,12 @@ It knows the names and the limits of the options, and reads no file.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import pydantic
 
 from veneer.data.tables import TableOptions
+from veneer.naming import setting
 from veneer.strict import StrictModel
 
 __all__ = ["DataConfig"]
@@ -39,6 +40,8 @@ class DataConfig(StrictModel):
     variant              of a named source: sms-spam has "full" (the default) and "balanced"
     """
 
+    place: ClassVar[str | None] = "data."
+
     source: str = pydantic.Field(min_length=1)
     validation: str | None = None
     test: str | None = None
@@ -67,14 +70,15 @@ class DataConfig(StrictModel):
         shares = self.validation_fraction + self.test_fraction
         if shares >= 1:
             raise ValueError(
-                f"validation_fraction and test_fraction add up to {shares:g}; "
+                f"{setting('data.validation_fraction')} and {setting('data.test_fraction')} add up to {shares:g}; "
                 "they have to stay below 1 so that rows are left to train on."
             )
         columns = [c for c in (self.text_column, self.text_pair_column, self.label_column) if c is not None]
         if len(set(columns)) < len(columns):
             raise ValueError(
-                "text_column, text_pair_column and label_column name one column twice: "
-                f"{', '.join(columns)}; give each a column of its own."
+                f"{setting('data.text_column')}, {setting('data.text_pair_column')} and "
+                f"{setting('data.label_column')} name one column twice: {', '.join(columns)}; "
+                "give each a column of its own."
             )
         return self
 

@@ -19,6 +19,7 @@ from veneer.data.conversation_columns import ConversationColumns
 from veneer.data.hashing import UInts, fingerprints
 from veneer.data.tables import Table
 from veneer.errors import DataError
+from veneer.naming import settable, setting
 
 __all__ = [
     "Conversation",
@@ -165,8 +166,8 @@ def read_conversations(
                 kept.append(row - 1)
                 texts.append(_print_of(one))
     _raise_faults(where, faults)
-    _refuse(where, empty["text"], "a text", on_empty_text, "on_empty_text")
-    _refuse(where, empty["answer"], "an answer", on_missing_label, "on_missing_label")
+    _refuse(where, empty["text"], "a text", on_empty_text, "data.on_empty_text")
+    _refuse(where, empty["answer"], "an answer", on_missing_label, "data.on_missing_label")
     for key, n in (
         ("rows", row),
         ("empty_texts", len(empty["text"])),
@@ -321,7 +322,8 @@ def _refuse(where: str, rows: Sequence[int], what: str, policy: str, option: str
     first = ", ".join(f"{row:,}" for row in rows[:_MOST_FAULTS]) + (
         ", ..." if len(rows) > _MOST_FAULTS else ""
     )
+    mend = f"leave them out with {setting(option, 'drop')}" if settable(option) else "remove them"
     raise DataError(
         f"{where}: {counted(len(rows), 'row')} without {what} (row {first}, counted from 1 without the header). "
-        f"Fill them in, or leave them out with {option}=drop."
+        f"Fill them in, or {mend}."
     )

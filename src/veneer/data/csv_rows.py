@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from veneer.data.choices import counted
 from veneer.data.sniff import DELIMITERS, CsvLayout, csv_quoting, long_fields
 from veneer.errors import DataError
+from veneer.naming import settable, setting
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +46,7 @@ def csv_batches(path: Path, layout: CsvLayout, warnings: list[str]) -> Iterator[
         warnings.append(
             f"{path.name}: {counted(swallowed, 'line')} with as many fields as a row "
             f"{'stands' if swallowed == 1 else 'stand'} inside of quoted fields. If the quotes of this "
-            "file are ordinary characters, read it with quoting off (quoting=no)."
+            f"file are ordinary characters, {_unquoted()}."
         )
 
 
@@ -110,9 +111,9 @@ def _explained(path: Path, layout: CsvLayout, fallback: str) -> DataError:
             open_at = before if row and layout.quoting and _ends_in_open_quote(path, row[-1]) else None
         except csv.Error:  # the field is longer than any text
             more = f"{BLOCK_BYTES:,} characters are no field; most likely a quote"
-            return DataError(f"{path}: {more} {_OPEN_QUOTE.format(start)}")
+            return DataError(f"{path}: {more} {_open_quote(start)}")
     if open_at is not None and (not faults or faults[0][0] == open_at):
-        return DataError(f"{path}: a quote {_OPEN_QUOTE.format(open_at)}")
+        return DataError(f"{path}: a quote {_open_quote(open_at)}")
     if faults:
         return DataError(_ragged(path, layout, faults))
     if "straddling" in fallback:
@@ -124,10 +125,23 @@ def _explained(path: Path, layout: CsvLayout, fallback: str) -> DataError:
     )
 
 
-_OPEN_QUOTE = (
-    "opened in the row of line {} is never closed. Close it, double it if it is part of the text, or read the file "
-    "with quoting off (quoting=no) if its quotes are only characters."
-)
+def _open_quote(line: int) -> str:
+    mends = "Close it, or double it if it is part of the text"
+    if settable("data.quoting"):
+        mends = f"Close it, double it if it is part of the text, or {_unquoted()} if its quotes are only characters"
+    return f"opened in the row of line {line} is never closed. {mends}."
+
+
+def _unquoted() -> str:
+    if not settable("data.quoting"):
+        return "double them or take them out"
+    return f"read the file with quoting off ({setting('data.quoting', 'no')})"
+
+
+def _or_delimiter() -> str:
+    if not settable("data.delimiter"):
+        return ""
+    return f"; or give the right delimiter ({setting('data.delimiter', 'CHAR')})"
 
 
 def _ragged(path: Path, layout: CsvLayout, faults: list[tuple[int, int]]) -> str:
@@ -141,5 +155,5 @@ def _ragged(path: Path, layout: CsvLayout, faults: list[tuple[int, int]]) -> str
     )
     return (
         f"{path}, line {line}: {counted(fields, 'field')}, expected {len(layout.columns)} "
-        f"({', '.join(layout.columns[:6])}){more}. {mend}; or give the right delimiter."
+        f"({', '.join(layout.columns[:6])}){more}. {mend}{_or_delimiter()}."
     )

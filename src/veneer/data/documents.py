@@ -14,6 +14,7 @@ from veneer.data.choices import Choice
 from veneer.data.sniff import check_readable, find_encoding
 from veneer.data.tables import Table
 from veneer.errors import DataError
+from veneer.naming import settable, setting
 
 __all__ = ["Documents", "read_documents"]
 
@@ -41,9 +42,9 @@ def read_documents(path: str | Path, documents: Documents = "auto", encoding: st
     try:
         whole = path.read_text(encoding=name).strip("\n")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not {name} text ({error.reason}). Say its encoding with --encoding."
-        ) from None
+        say = f"Say its encoding with {setting('data.encoding', 'NAME')}."
+        mend = say if settable("data.encoding") else "Save it as UTF-8."
+        raise DataError(f"{path} is not {name} text ({error.reason}). {mend}") from None
     how = documents
     if how == "auto":
         how = "blank-lines" if _BLANK.search(whole) else "lines"

@@ -22,6 +22,7 @@ from veneer.data.prepared import PreparedRows, Rows, nothing
 from veneer.data.sources import Source
 from veneer.data.split import Parts, sample_rows, split_rows
 from veneer.errors import DataError
+from veneer.naming import setting
 
 __all__ = ["ExampleRows", "prepare_examples"]
 
@@ -111,14 +112,15 @@ def _apart(
             shares = f"{alike} also in" if alike else "also in"
             said = f"{counted(int(shared.sum()), noun)} of {early} {shares} {late}"
             if config.duplicates == "ignore":
-                notes.warnings.append(f"{said}; kept (duplicates=ignore).")
+                notes.warnings.append(f"{said}; kept ({setting('data.duplicates', 'ignore')}).")
                 continue
             parts[early] = parts[early].select(np.flatnonzero(~shared).astype(np.int64), early)
             notes.warnings.append(f"{said}; left out of {early}.")
     main = parts.pop("train")
     if not len(main):
         why = f"each {noun} stands in the validation or test file as well" if len(before) else "it has none"
-        mend = " Give other files there; duplicates=ignore keeps them on both sides." if len(before) else ""
+        both = setting("data.duplicates", "ignore")
+        mend = f" Give other files there; {both} keeps them on both sides." if len(before) else ""
         raise DataError(f"{config.source}: no usable {noun} is left to train on: {why}.{mend}")
     return main, parts
 
@@ -133,7 +135,9 @@ def _sampled(config: DataConfig, main: R, notes: Notes, noun: str) -> R:
         return main
     drawn = sample_rows(group_equal(main.prints), config.max_rows, config.seed)
     of = f"{len(drawn):,} of {len(main):,}"
-    notes.choices.append(Choice(f"{noun}s", of, f"max_rows; drawn by the seed {config.seed}"))
+    notes.choices.append(
+        Choice(f"{noun}s", of, f"{setting('data.max_rows')}; drawn by the seed {config.seed}")
+    )
     return main.select(drawn)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from veneer.data.choices import Choice, counted
 from veneer.data.tables import Table
 from veneer.errors import DataError, nearest
+from veneer.naming import setting
 
 __all__ = ["ColumnFacts", "column_facts", "find_label_column", "find_text_column", "infer_task"]
 
@@ -208,7 +209,7 @@ def infer_task(
     if found is None and multi_label is not False and facts.kind != "list":
         found = _joined([cell.strip() for cell in cells if cell is not None and cell.strip()])
     if multi_label:
-        return Choice("task", several, "multi_label is set"), found
+        return Choice("task", several, f"{setting('data.multi_label')} is set"), found
     if multi_label is None and separator is not None:
         return Choice("task", several, f"labels are separated by {separator!r}"), found
     if multi_label is None and facts.kind == "list":
@@ -224,7 +225,7 @@ def infer_task(
         ), None
     reason = f"each row of {facts.name!r} holds one of a few labels"
     if facts.numeric == 1 and facts.distinct > 2:
-        reason += "; --task regression takes them for numbers"
+        reason += f"; {setting('task', 'regression')} takes them for numbers"
     return Choice("task", "classification", reason), None
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from veneer.data.choices import counted
 from veneer.errors import DataError
+from veneer.naming import settable, setting
 
 __all__ = ["encode_numbers", "strata_of_numbers"]
 
@@ -42,10 +43,15 @@ def encode_numbers(cells: Iterable[Sequence[str | None]], where: str) -> NDArray
         )
         raise DataError(
             f"{where}: {counted(len(wrong), 'cell is', 'cells are')} no number ({listed}{more}, counted from 1 without "
-            f"the header); the label has to be a number in every row.{comma} Mend them, or leave them empty and give "
-            "on_missing_label=drop."
+            f"the header); the label has to be a number in every row.{comma} {_mend()}"
         )
     return np.array(found, np.float64)
+
+
+def _mend() -> str:
+    if not settable("data.on_missing_label"):
+        return "Mend or remove them."
+    return f"Mend them, or leave them empty and give {setting('data.on_missing_label', 'drop')}."
 
 
 def _number(text: str) -> float | None:

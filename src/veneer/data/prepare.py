@@ -28,6 +28,7 @@ from veneer.data.split import Parts, sample_rows, split_rows, strata_of_multi_ho
 from veneer.data.tables import Table
 from veneer.data.used_labels import check_trained, keep_used_labels, per_label
 from veneer.errors import DataError
+from veneer.naming import setting
 
 __all__ = ["Prepared", "prepare", "task_of_labels"]
 
@@ -222,7 +223,7 @@ def _sample(config: DataConfig, main: LabelledRows, notes: Notes) -> None:
         return
     drawn = rows[sample_rows(group_equal(main.prints[rows]), config.max_rows, config.seed)]
     of = f"{len(drawn):,} of {len(rows):,}"
-    notes.choices.append(Choice("rows", of, f"max_rows; drawn by the seed {config.seed}"))
+    notes.choices.append(Choice("rows", of, f"{setting('data.max_rows')}; drawn by the seed {config.seed}"))
     main.keep[:] = False
     main.keep[drawn] = True
 
@@ -281,7 +282,8 @@ def _check_sizes(main: LabelledRows, n_texts: int, parts: Parts, fractions: Mapp
             have = f"{counted(int(main.keep.sum()), 'usable row')} ({counted(n_texts, 'different text')})"
             raise DataError(
                 f"{main.table.path}: {have} are too few to split off a {name} part. "
-                f"Use more rows, give a {name} file (--{name}), or set {name}_fraction=0."
+                f"Use more rows, give a {name} file ({setting(f'data.{name}', 'FILE')}), or give "
+                f"{setting(f'data.{name}_fraction', 0)}."
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from veneer.data.choices import Choice
 from veneer.data.conversation_columns import COLUMN_NAMES, ROLES, refuse_unread
 from veneer.data.conversations import Turn, messages_of
-from veneer.data.tables import Stream, TableOptions, open_stream
+from veneer.data.tables import TableOptions, as_lines, open_stream
 from veneer.errors import ConfigError, DataError, nearest
 
 __all__ = ["PromptFile", "read_prompts"]
@@ -36,6 +36,7 @@ class PromptFile:
         kinds: column -> what its cells are (see `Stream`).
         roles: role -> column, of those that are read.
         choices: what was inferred.
+        options: how it is written; None: inferred.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class PromptFile:
     kinds: Mapping[str, str]
     roles: Mapping[str, str]
     choices: tuple[Choice, ...]
+    options: TableOptions | None = None
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], tuple[Turn, ...]]]:
         """(row, turns) in order; no turns where there is no prompt.
@@ -51,7 +53,7 @@ class PromptFile:
             DataError: a row that is no prompt, by its number from 1.
         """
         number = 0
-        for batch in _opened(self.path).batches:
+        for batch in open_stream(self.path, as_lines(self.path, self.options)).batches:
             for row in batch.to_pylist():
                 number += 1
                 try:
@@ -60,30 +62,27 @@ class PromptFile:
                     raise DataError(f"{self.path}, row {number:,}: {error}. Mend or remove it.") from error
 
 
-def read_prompts(path: str | Path, given: Mapping[str, str] | None = None) -> PromptFile:
+def read_prompts(
+    path: str | Path, given: Mapping[str, str] | None = None, options: TableOptions | None = None
+) -> PromptFile:
     """A file of prompts: csv, tsv, json, jsonl, parquet, or txt with a prompt a line.
 
     Args:
         path: the file.
         given: role -> column (prompt; instruction, input; messages; text; system), where names don't say.
+        options: how the file is written; None: inferred.
 
     Raises:
         ConfigError: a role that does not exist.
         DataError: the file can't be read, has no row, no column of that name, or none that looks like prompts.
     """
     path = Path(path)
-    stream = _opened(path)
+    stream = open_stream(path, as_lines(path, options))
     first = next((batch for batch in stream.batches if batch.num_rows), None)
     if first is None:
         raise DataError(f"{path} holds no rows; a prompt in each row was expected.")
     roles, choices = _roles(path, stream.columns, given or {})
-    return PromptFile(path, stream.columns, stream.kinds, roles, (*stream.choices, *choices))
-
-
-def _opened(path: Path) -> Stream:
-    if path.suffix.lower() == ".txt":
-        return open_stream(path, TableOptions(format="csv", delimiter="\x1f", header=False, quoting=False))
-    return open_stream(path)
+    return PromptFile(path, stream.columns, stream.kinds, roles, (*stream.choices, *choices), options)
 
 
 def _roles(

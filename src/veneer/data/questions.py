@@ -19,6 +19,7 @@ from veneer.data.question_columns import QuestionColumns
 from veneer.data.squad import GoldAnswer, parse_answers
 from veneer.data.tables import Table
 from veneer.errors import DataError
+from veneer.naming import setting
 
 __all__ = [
     "Question",
@@ -246,8 +247,8 @@ class _Reader:
         more = self.faulty - len(self.faults)
         rest = f"; and {counted(more, 'more row')}" if more else ""
         mend = (
-            " answer_start counts characters from 0; if it is only a little off, options.answer_search=N looks for the "
-            "text N characters around it."
+            " answer_start counts characters from 0; if it is only a little off, "
+            f"{setting('options.answer_search', 'N')} looks for the text N characters around it."
         )
         off = mend if any("answer_start" in fault for fault in self.faults) else ""
         return f"{self.table.path}: {'; '.join(self.faults)}{rest}. Mend the rows.{off}"

@@ -14,7 +14,7 @@ from veneer.data.infer import find_text_column
 from veneer.data.labels import LabelSet
 from veneer.data.pairs import find_pair
 from veneer.data.rows import LabelForm, Split, choose_columns, label_rows
-from veneer.data.tables import Stream, Table, TableOptions, open_stream, read_table
+from veneer.data.tables import Stream, Table, TableOptions, as_lines, open_stream, read_table
 from veneer.errors import DataError
 
 __all__ = ["TextStream", "labelled", "read_inputs", "read_texts", "text_or_file"]
@@ -116,9 +116,7 @@ def read_inputs(
         DataError: the file can't be read, or it is not clear which column is which.
     """
     path = Path(path)
-    if path.suffix.lower() == ".txt" and options is None:
-        options = TableOptions(format="csv", delimiter="\x1f", header=False, quoting=False)
-    return TextStream(open_stream(path, options), names, given or {}, known or {})
+    return TextStream(open_stream(path, as_lines(path, options)), names, given or {}, known or {})
 
 
 def read_texts(

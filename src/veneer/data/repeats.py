@@ -16,6 +16,7 @@ from veneer.data.hashing import Groups, group_equal
 from veneer.data.rows import LabelledRows
 from veneer.data.split import Parts, contradictions
 from veneer.errors import DataError
+from veneer.naming import setting
 
 __all__ = ["count_fixed_overlap", "count_repeats", "remove_overlap"]
 
@@ -40,7 +41,7 @@ def remove_overlap(
             text = f"{counted(int(shared.sum()), 'row')} of {name_early} {has}"
             if config.duplicates == "ignore":
                 notes.warnings.append(
-                    f"{text} a text that is in {name_late} as well; kept (duplicates=ignore)."
+                    f"{text} a text that is in {name_late} as well; kept ({setting('data.duplicates', 'ignore')})."
                 )
                 continue
             early.keep &= ~shared

@@ -20,6 +20,7 @@ from veneer.data.numbers import encode_numbers
 from veneer.data.pairs import find_pair
 from veneer.data.tables import Table
 from veneer.errors import DataError
+from veneer.naming import settable, setting
 
 __all__ = ["Columns", "LabelForm", "LabelledRows", "Split", "choose_columns", "label_rows"]
 
@@ -129,9 +130,11 @@ def choose_columns(
 ) -> tuple[Columns, list[Choice]]:
     """The columns that are given, checked, and the others inferred with their reasons."""
     if len(table.columns) == 1:
+        delimiter = setting("data.delimiter", "CHAR")
+        check = f"Check the delimiter ({delimiter}), or give" if settable("data.delimiter") else "Give"
         raise DataError(
             f"{table.path} was read as a single column ({table.columns[0]}); expected a text and a label in "
-            "each row. Check the delimiter (--delimiter), or give a table with both."
+            f"each row. {check} a table with both."
         )
     found = find_pair(table, taken=(label,)) if text is None and pair is None else None
     if found is not None:
@@ -178,8 +181,8 @@ def label_rows(
         blank |= (fingerprints(table.cells(columns.pair)) == fingerprints([[""]])[0]).all(axis=1)
     missing &= ~blank
     read = columns.text if columns.pair is None else f"{columns.text}, {columns.pair}"
-    _refuse(where, read, "text", blank, on_empty_text, "on_empty_text")
-    _refuse(where, columns.label, "label", missing, on_missing_label, "on_missing_label")
+    _refuse(where, read, "text", blank, on_empty_text, "data.on_empty_text")
+    _refuse(where, columns.label, "label", missing, on_missing_label, "data.on_missing_label")
     for name, n in (("rows", len(table)), ("empty_texts", blank.sum()), ("missing_labels", missing.sum())):
         notes.add(name, n)
     return LabelledRows(table, columns, encoded, prints, ~(blank | missing))
@@ -198,7 +201,8 @@ def _refuse(where: str, column: str, what: str, rows: NDArray[np.bool_], policy:
     places = np.flatnonzero(rows)
     first = ", ".join(f"{place + 1:,}" for place in places[:5].tolist())
     more = ", ..." if len(places) > 5 else ""
+    mend = f"leave them out with {setting(option, 'drop')}" if settable(option) else "remove them"
     raise DataError(
         f"{where}: {counted(len(places), 'row')} without a {what} in column {column!r} (row {first}{more}, "
-        f"counted from 1 without the header). Fill them in, or leave them out with {option}=drop."
+        f"counted from 1 without the header). Fill them in, or {mend}."
     )

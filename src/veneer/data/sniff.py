@@ -19,6 +19,7 @@ from typing import Literal
 
 from veneer.data.choices import Choice
 from veneer.errors import DataError, nearest
+from veneer.naming import settable, setting
 
 __all__ = ["CsvLayout", "check_readable", "csv_quoting", "find_encoding", "find_layout", "long_fields"]
 
@@ -152,7 +153,10 @@ def _single_byte(path: Path, fault: int) -> tuple[str, Choice]:
     """
     _first_fault(path, "latin-1")  # a binary file is told as one
     several, stray, foreign = _characters(path)
-    mend = "Save the file as UTF-8, or say its encoding with --encoding (such as cp1251, shift_jis, gb18030)."
+    mend = "Save the file as UTF-8."
+    if settable("data.encoding"):
+        say = setting("data.encoding", "NAME")
+        mend = f"Save the file as UTF-8, or say its encoding with {say} (such as cp1251, shift_jis, gb18030)."
     if several >= stray:
         raise DataError(
             f"{path}: line {fault} is not valid utf-8, though {several:,} characters elsewhere are written in it: the "
@@ -234,7 +238,8 @@ def find_layout(
             Choice(
                 "quoting",
                 "standard",
-                'a field may stand in double quotes, "" is one; turn off with quoting=no',
+                'a field may stand in double quotes, "" is one'
+                + (f"; turn off with {setting('data.quoting', 'no')}" if settable("data.quoting") else ""),
             )
         )
     if header is None:

@@ -30,6 +30,7 @@ from veneer.data.split import Parts
 from veneer.data.tables import FILE_SUFFIXES, Table, TableOptions, open_stream, read_table
 from veneer.errors import ConfigError, DataError, SourceError
 from veneer.files import cache_folder
+from veneer.naming import setting
 
 __all__ = ["NAMED_SOURCES", "SMS_SPAM", "Loaded", "Source", "balanced_sms", "load_source"]
 
@@ -72,7 +73,8 @@ def load_source(config: DataConfig, progress: Progress | None = None) -> Loaded:
         return NAMED_SOURCES[name](config, path or None, progress)
     if config.variant is not None:
         raise ConfigError(
-            f"variant is {config.variant!r}, but {config.source} has no variants; they belong to a named "
+            f"{setting('data.variant')} is {config.variant!r}, but {config.source} has no variants; they belong "
+            "to a named "
             "source. For a local copy of the SMS Spam Collection give sms-spam:PATH as the source."
         )
     local = Path(config.source)
@@ -108,7 +110,7 @@ def _variant(config: DataConfig, known: tuple[str, ...]) -> str:
     chosen = config.variant or known[0]
     if chosen not in known:
         given = config.source.partition(":")[0]
-        raise ConfigError(f"variant is {chosen!r}; {given} has: {', '.join(known)}.")
+        raise ConfigError(f"{setting('data.variant')} is {chosen!r}; {given} has: {', '.join(known)}.")
     return chosen
 
 
@@ -125,7 +127,11 @@ def _load_sms_spam(config: DataConfig, path: str | None, progress: Progress | No
         "it, as pandas reads the file (5,572 rows); with the quotes as ordinary characters it has 5,574.",
     )
     if variant == "full":
-        choice = Choice("variant", "full", "the default of sms-spam; variant=balanced has 747 of each label")
+        choice = Choice(
+            "variant",
+            "full",
+            f"the default of sms-spam; {setting('data.variant', 'balanced')} has 747 of each label",
+        )
         return Loaded(table, text_column=text, label_column=label, choices=(choice,), warnings=warnings)
     labels = np.array([cell for piece in table.cells(label) for cell in piece])
     parts = balanced_sms(labels == "spam")

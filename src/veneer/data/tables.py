@@ -167,6 +167,13 @@ def open_stream(path: str | Path, options: TableOptions | None = None) -> Stream
     return Stream(path, layout.columns, kinds, batches, (*choices, *more), warnings)
 
 
+def as_lines(path: Path, options: TableOptions | None) -> TableOptions | None:
+    """How a file is read whose texts are lines: a .txt, unless something is said of its columns."""
+    if path.suffix.lower() != ".txt" or not _open_to_infer(options or TableOptions()):
+        return options
+    return TableOptions("csv", "\x1f", options.encoding if options else None, header=False, quoting=False)
+
+
 def _open_to_infer(options: TableOptions) -> bool:
     """Whether nobody said how the file is written."""
     return options.format is None and options.delimiter is None and options.header is None

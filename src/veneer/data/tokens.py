@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veneer.errors import ConfigError
+from veneer.naming import setting
 
 __all__ = ["EncodeBatch", "LengthStats", "TokenStore", "length_stats", "tokenize"]
 
@@ -99,7 +100,8 @@ def tokenize(
     """
     if max_length is not None and max_length <= prefix + suffix:
         raise ConfigError(
-            f"max_length is {max_length}, and {prefix + suffix} special tokens take that up; expected more."
+            f"{setting('max_length')} is {max_length}, and {prefix + suffix} special tokens take that up; "
+            "expected more."
         )
     dtype = np.uint16 if vocab_size is not None and vocab_size <= 2**16 else np.int32
     sink = _Sink(np.dtype(dtype))

@@ -26,6 +26,7 @@ from veneer.lora.heads import combined_heads
 from veneer.lora.init import generator_for
 from veneer.lora.products import Cut, Product, concatenated, cut_dense, cut_pair, dare, ties
 from veneer.lora.state import AdapterRecord, require_adapter, require_adapters
+from veneer.naming import setting
 
 __all__ = ["CombineMethod", "Combined", "combine"]
 
@@ -115,7 +116,7 @@ def _check_options(weights: Mapping[str, float], method: str, r: int | None, den
     methods = get_args(CombineMethod)
     if method not in methods:
         raise ConfigError(
-            f"method={method!r} is not known: expected {', '.join(methods)}. {nearest(method, methods)}".rstrip()
+            f"{_method(method)} is not known: expected {', '.join(methods)}. {nearest(method, methods)}".rstrip()
         )
     if not any(weights.values()) or not all(map(math.isfinite, weights.values())):
         raise ConfigError(
@@ -123,17 +124,32 @@ def _check_options(weights: Mapping[str, float], method: str, r: int | None, den
         )
     thins = method in ("ties", "dare")
     if method == "svd" and r is None:
-        raise ConfigError("method='svd' needs a rank: give r. (method='concat' is exact and needs none.)")
+        raise ConfigError(
+            f"{_method('svd')} needs a rank: give {setting('combine.r')}. ({_method('concat')} is exact and "
+            "needs none.)"
+        )
     if method == "concat" and r is not None:
-        raise ConfigError(f"method='concat' has the sum of the ranks; r={r} goes with method='svd'.")
+        raise ConfigError(
+            f"{_method('concat')} has the sum of the ranks; {setting('combine.r', r)} goes with {_method('svd')}."
+        )
     if r is not None and r < 1:
-        raise ConfigError(f"r={r} can't be used: expected a rank of at least 1.")
+        raise ConfigError(f"{setting('combine.r', r)} can't be used: expected a rank of at least 1.")
     if thins and density is None:
-        raise ConfigError(f"method={method!r} needs density: the share of entries to keep, such as 0.5.")
+        raise ConfigError(
+            f"{_method(method)} needs {setting('combine.density')}: the share of entries to keep, such as 0.5."
+        )
     if not thins and density is not None:
-        raise ConfigError(f"density={density} goes with method='ties' or 'dare', not with {method!r}.")
+        raise ConfigError(
+            f"{setting('combine.density', density)} goes with {_method('ties')} or 'dare', not with {method!r}."
+        )
     if density is not None and not 0.0 < density <= 1.0:
-        raise ConfigError(f"density={density} can't be used: expected a share above 0, at most 1.")
+        raise ConfigError(
+            f"{setting('combine.density', density)} can't be used: expected a share above 0, at most 1."
+        )
+
+
+def _method(name: str) -> str:
+    return setting("combine.method", repr(name))
 
 
 def _check_low_rank(records: Sequence[AdapterRecord]) -> None:

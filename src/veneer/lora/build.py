@@ -20,6 +20,7 @@ from veneer.lora.resolution import Resolution, Target
 from veneer.lora.state import AdapterRecord, put_
 from veneer.lora.swap import SavedBias, SavedModule, copy_bias, copy_module
 from veneer.lora.targets import base_modules
+from veneer.naming import setting
 
 __all__ = ["build_adapter"]
 
@@ -98,8 +99,9 @@ def _check_int8(modules: dict[str, nn.Module], resolution: Resolution) -> None:
     for target in resolution.targets:
         if target.use_dora and isinstance(modules[target.name], Int8Linear):
             raise ConfigError(
-                f"use_dora: {target.name} is held in int8, and DoRA needs the norm of its whole weight at every step. "
-                "Use bf16, or leave use_dora out."
+                f"{setting('lora.use_dora')}: {target.name} is held in int8, and DoRA needs the norm of its "
+                "whole weight at every step. "
+                f"Use bf16, or leave {setting('lora.use_dora')} out."
             )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from veneer.errors import ConfigError, nearest
+from veneer.naming import setting
 
 __all__ = ["ALL_LINEAR", "Bias", "LoraConfig", "Slice"]
 
@@ -149,7 +150,7 @@ def _wrong_types(error: ValidationError) -> str:
     for entry in error.errors():
         field = str(entry["loc"][0])
         says = entry["msg"][0].lower() + entry["msg"][1:]
-        lines.setdefault(field, f"{field}={entry['input']!r} can't be used: {says}")
+        lines.setdefault(field, f"{setting(f'lora.{field}', repr(entry['input']))} can't be used: {says}")
         if len(lines[field]) > 0 and says not in lines[field]:
             lines[field] += f", or {says}"
     return "LoraConfig: " + "; ".join(lines.values()) + ". Correct the value."
@@ -158,17 +159,22 @@ def _wrong_types(error: ValidationError) -> str:
 def _check_numbers(config: LoraConfig) -> None:
     def positive(field: str, value: float, what: str) -> None:
         if not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{field}={value!r} can't be used: expected {what}.")
+            raise ConfigError(f"{setting(f'lora.{field}', repr(value))} can't be used: expected {what}.")
 
     positive("r", config.r, "a rank of at least 1")
-    positive("lora_alpha", config.lora_alpha, "a number above 0 (the scaling is lora_alpha / r)")
+    positive(
+        "lora_alpha",
+        config.lora_alpha,
+        f"a number above 0 (the scaling is {setting('lora.lora_alpha')} / {setting('lora.r')})",
+    )
     for key, rank in config.rank_pattern.items():
         positive(f"rank_pattern[{key!r}]", rank, "a rank of at least 1")
     for key, alpha in config.alpha_pattern.items():
         positive(f"alpha_pattern[{key!r}]", alpha, "a number above 0")
     if not 0.0 <= config.lora_dropout < 1.0:
         raise ConfigError(
-            f"lora_dropout={config.lora_dropout!r} can't be used: expected a probability from 0 up to, not "
+            f"{setting('lora.lora_dropout', repr(config.lora_dropout))} can't be used: expected a probability "
+            "from 0 up to, not "
             "including, 1."
         )
 
@@ -178,16 +184,20 @@ def _check_names(config: LoraConfig) -> None:
     for field in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "qkv_slices"):
         names = getattr(config, field)
         if isinstance(names, str) and field != "layers_pattern" and names.lower() != ALL_LINEAR:
-            _check_expression(field, names)
+            _check_expression(setting(f"lora.{field}"), names)
         if names is None or isinstance(names, str):
             continue
         if not names:
-            raise ConfigError(f"{field} is an empty list: name at least one, or leave the field out.")
+            raise ConfigError(
+                f"{setting(f'lora.{field}')} is an empty list: name at least one, or leave the field out."
+            )
         for name in names:
             if not name:
-                raise ConfigError(f"{field}={list(names)!r} holds an empty name. Remove it.")
+                raise ConfigError(f"{setting(f'lora.{field}', list(names))} holds an empty name. Remove it.")
             if names.count(name) > 1:
-                raise ConfigError(f"{field}={list(names)!r} names {name!r} twice. Remove one.")
+                raise ConfigError(
+                    f"{setting(f'lora.{field}', list(names))} names {name!r} twice. Remove one."
+                )
     for field in ("rank_pattern", "alpha_pattern"):
         for key in getattr(config, field):
             _check_expression(f"a key of {field}", key)
@@ -216,7 +226,7 @@ def _check_layers(config: LoraConfig) -> None:
             )
         if isinstance(config.target_modules, str):
             raise ConfigError(
-                f"layers_to_transform works with a list of target_modules, not with "
+                f"layers_to_transform works with a list of {setting('lora.target_modules')}, not with "
                 f"{config.target_modules!r}. Give the names of the layers as a list, or write the numbers "
                 "into the expression."
             )
@@ -235,17 +245,20 @@ def _check_init(config: LoraConfig) -> None:
     ):
         known = ("gaussian", "pissa", "pissa_niter_4")
         raise ConfigError(
-            f"init_lora_weights={init!r} is not known: expected true, false, 'gaussian', 'pissa' or "
+            f"{setting('lora.init_lora_weights', repr(init))} is not known: expected true, false, 'gaussian', "
+            "'pissa' or "
             f"'pissa_niter_N' with a number N. {nearest(init, known)}".rstrip()
         )
     if config.use_dora and (config.is_pissa or config.qkv_slices is not None):
-        other = f"init_lora_weights={init!r}" if config.is_pissa else "qkv_slices"
+        other = setting("lora.init_lora_weights", repr(init)) if config.is_pissa else "qkv_slices"
         raise ConfigError(
-            f"use_dora and {other} don't go together: DoRA takes the weight of a layer as it is, and whole. "
+            f"{setting('lora.use_dora')} and {other} don't go together: DoRA takes the weight of a layer as it "
+            "is, and whole. "
             "Leave one of the two out."
         )
     if config.qkv_slices is not None and config.is_pissa:
         raise ConfigError(
-            f"qkv_slices and init_lora_weights={init!r} don't go together: PiSSA takes the singular vectors "
+            f"qkv_slices and {setting('lora.init_lora_weights', repr(init))} don't go together: PiSSA takes the "
+            "singular vectors "
             "of the whole matrix. Leave one of the two out."
         )

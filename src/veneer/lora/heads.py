@@ -12,6 +12,7 @@ from torch import Tensor
 
 from veneer.errors import ConfigError
 from veneer.lora.state import AdapterRecord
+from veneer.naming import setting
 
 __all__ = ["combined_heads"]
 
@@ -39,14 +40,14 @@ def combined_heads(
         missing = [name for name in names if name not in by_name[heads]]
         if missing:
             raise ConfigError(
-                f"heads={heads!r}: this adapter has no {missing[0]} of its own. Name another one."
+                f"{_heads(heads)}: this adapter has no {missing[0]} of its own. Name another one."
             )
         return by_name[heads]
     if heads == "same":
         return {name: _same(records, states, name) for name in names}
     if heads != "mean":
         raise ConfigError(
-            f"heads={heads!r} is not known: expected 'same', 'mean', or one of the adapters, "
+            f"{_heads(heads)} is not known: expected 'same', 'mean', or one of the adapters, "
             f"{', '.join(map(repr, by_name))}."
         )
     if names and sum(weights) <= 0:
@@ -85,15 +86,19 @@ def _same(records: Sequence[AdapterRecord], states: Sequence[Mapping[str, _State
         if any(not torch.equal(wanted[key], given[key]) for key in wanted):
             raise ConfigError(
                 f"{name} was trained in {first!r} and in {other!r}, and differs. Heads have no sum; say which to take: "
-                f"heads={first!r} (or another one's name), or heads='mean' for the weighted mean."
+                f"{_heads(first)} (or another one's name), or {_heads('mean')} for the weighted mean."
             )
     return wanted
+
+
+def _heads(which: str) -> str:
+    return setting("combine.heads", repr(which))
 
 
 def _mean(states: Sequence[Mapping[str, _State]], weights: Sequence[float], name: str) -> _State:
     if any(name not in state for state in states):
         raise ConfigError(
-            f"heads='mean': {name} is not saved by every one of the adapters. Take one adapter's: give its name."
+            f"{_heads('mean')}: {name} is not saved by every one of the adapters. Take one adapter's: give its name."
         )
     total = sum(weights)
     found = {}

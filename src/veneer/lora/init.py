@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from veneer.errors import TargetError
+from veneer.naming import setting
 
 __all__ = ["draw_seed", "generator_for", "init_embedding", "init_linear", "init_pissa"]
 
@@ -66,7 +67,8 @@ def init_pissa(
     if r > min(weight.shape):
         raise TargetError(
             f"{name} has a weight of {tuple(weight.shape)}, so that PiSSA finds only {min(weight.shape)} "
-            f"singular vectors, and r={r} asks for more. Lower r, or give this module a rank in rank_pattern."
+            f"singular vectors, and {setting('lora.r', r)} asks for more. Lower it, or give this module a rank "
+            "in rank_pattern."
         )
     W = weight.detach().to(torch.float32)
     if init == "pissa":

@@ -15,6 +15,7 @@ from torch import nn
 from veneer.errors import TargetError
 from veneer.lora.config import ALL_LINEAR, LoraConfig
 from veneer.lora.matching import block_number
+from veneer.naming import setting
 
 __all__ = ["check_blocks"]
 
@@ -67,9 +68,10 @@ def _check_all_blocks(pattern: str, found: Sequence[str], modules: Mapping[str, 
             present = [int(number) for number in numbers if number in inside]
             if present and missing:
                 raise TargetError(
-                    f"target_modules: {pattern!r} matches in block {_numbers(present)} of {container} and "
+                    f"{setting('lora.target_modules')}: {pattern!r} matches in block {_numbers(present)} of "
+                    f"{container} and "
                     f"not in block {_numbers(missing)}, which are {kind.__name__} too. If that is meant, say "
-                    f"so with layers_to_transform={present} or the full names."
+                    f"so with {setting('lora.layers_to_transform', present)} or the full names."
                 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from veneer.errors import TargetError
 from veneer.lora.config import LoraConfig, Slice
+from veneer.naming import setting
 
 __all__ = ["SLICE_COUNT", "check_slices_used", "slices_of"]
 
@@ -43,6 +44,7 @@ def check_slices_used(config: LoraConfig, sliced: int) -> None:
     if config.qkv_slices is not None and sliced == 0:
         raise TargetError(
             f"qkv_slices={list(config.qkv_slices)!r} cuts fused layers ({', '.join(_IN_ORDER)}), and none is "
-            "among the adapted ones. Add one to target_modules; where query, key and value are layers of "
+            f"among the adapted ones. Add one to {setting('lora.target_modules')}; where query, key and value "
+            "are layers of "
             "their own, leave qkv_slices out and name the ones to adapt."
         )

@@ -17,6 +17,7 @@ from veneer.lora.layers import Layout, LoraLinear, layout_of
 from veneer.lora.matching import block_number, under
 from veneer.lora.state import ModelAdapters, adapters_of, put_
 from veneer.lora.targets import base_modules
+from veneer.naming import setting
 
 __all__ = ["held_in_int8", "quantizable", "quantize_"]
 
@@ -92,7 +93,7 @@ def _check_adapters(layer: nn.Module, name: str) -> None:
     if isinstance(layer, LoraLinear) and any(isinstance(pair, Dora) for pair in layer.adapters.values()):
         raise ConfigError(
             f"precision int8: {name} has a DoRA adapter, which needs the norm of its whole weight at every step, so "
-            "that int8 would save nothing. Use bf16, or an adapter without use_dora."
+            f"that int8 would save nothing. Use bf16, or an adapter without {setting('lora.use_dora')}."
         )
 
 

@@ -19,6 +19,7 @@ from veneer.lora.partial import check_blocks
 from veneer.lora.qkv import SLICE_COUNT, check_slices_used, slices_of
 from veneer.lora.resolution import PatternMatch, Resolution, Target
 from veneer.lora.state import adapters_of
+from veneer.naming import setting
 
 __all__ = ["base_modules", "resolve_targets"]
 
@@ -92,7 +93,7 @@ def _saved(modules: Modules, config: LoraConfig, strict: bool) -> tuple[tuple[st
         found = tuple(name for name in modules if name.endswith(pattern))
         if not found and strict:
             raise TargetError(
-                f"modules_to_save: no module is named {pattern!r}. "
+                f"{setting('lora.modules_to_save')}: no module is named {pattern!r}. "
                 + nearest_names(pattern, [name for name in modules if name])
             )
         matches.append(PatternMatch("modules_to_save", pattern, found))
@@ -129,7 +130,8 @@ def _rules(
     target = config.target_modules
     if target is None:
         raise TargetError(
-            f"target_modules is not given: name the layers to adapt, or {ALL_LINEAR!r} for every linear "
+            f"{setting('lora.target_modules')} is not given: name the layers to adapt, or {ALL_LINEAR!r} for "
+            "every linear "
             "layer."
         )
     if isinstance(target, str) and target.lower() == ALL_LINEAR:
@@ -173,7 +175,7 @@ def _excluded(modules: Modules, config: LoraConfig, strict: bool) -> dict[str, N
         found = [name for name in modules if name and selects(pattern, name, expression=expression)]
         if not found and strict:
             raise TargetError(
-                f"exclude_modules: {pattern!r} matches no module. "
+                f"{setting('lora.exclude_modules')}: {pattern!r} matches no module. "
                 + nearest_names(pattern, [name for name in modules if name])
             )
         excluded.update(dict.fromkeys(found))
@@ -190,18 +192,21 @@ def _nothing(config: LoraConfig, pattern: str, found: Sequence[str], modules: Mo
     """The message for a pattern that selects nothing."""
     if found:
         return (
-            f"target_modules: all {len(found)} modules that {pattern!r} matches ({found[0]}, ...) are taken "
-            "out by exclude_modules or modules_to_save. Remove the pattern or the exclusion."
+            f"{setting('lora.target_modules')}: all {len(found)} modules that {pattern!r} matches ({found[0]}, "
+            "...) are taken "
+            f"out by {setting('lora.exclude_modules')} or {setting('lora.modules_to_save')}. Remove the pattern "
+            "or the exclusion."
         )
     everywhere = [name for name in modules if name and selects(pattern, name)]
     if config.layers_to_transform is not None and everywhere:
         return (
-            f"target_modules: {pattern!r} matches no module in the blocks {config.layers_to_transform} "
+            f"{setting('lora.target_modules')}: {pattern!r} matches no module in the blocks "
+            f"{config.layers_to_transform} "
             f"(layers_pattern {config.layers_pattern!r}), but {len(everywhere)} elsewhere ({everywhere[0]}, "
             "...). Correct layers_to_transform or layers_pattern."
         )
     names = [name for name, module in modules.items() if layout_of(module) is not None]
-    return f"target_modules: {pattern!r} matches no module. {nearest_names(pattern, names)}"
+    return f"{setting('lora.target_modules')}: {pattern!r} matches no module. {nearest_names(pattern, names)}"
 
 
 def _layouts(modules: Modules, chosen: Sequence[str]) -> dict[str, Layout]:
@@ -216,19 +221,20 @@ def _layouts(modules: Modules, chosen: Sequence[str]) -> dict[str, Layout]:
         if layout is None or not modules[name].weight.is_floating_point():  # type: ignore[operator]
             kind = type(modules[name]).__name__
             raise TargetError(
-                f"target_modules selects {name}, a {kind}. LoRA works on Linear, Conv1D and Embedding layers "
+                f"{setting('lora.target_modules')} selects {name}, a {kind}. LoRA works on Linear, Conv1D and "
+                "Embedding layers "
                 "with floating-point weights and the usual forward. Choose a narrower pattern, or name it in "
-                "exclude_modules."
+                f"{setting('lora.exclude_modules')}."
             )
         if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
             raise TargetError(
                 f"{name} is read by {type(parent).__name__} as a bare weight, so that an adapter on it would "
-                f"have no effect. Name it in exclude_modules."
+                f"have no effect. Name it in {setting('lora.exclude_modules')}."
             )
         if len(names := names_of[id(modules[name])]) > 1:
             raise TargetError(
                 f"{' and '.join(names)} are one and the same module. An adapter would act in each of these "
-                "places; name them in exclude_modules."
+                f"places; name them in {setting('lora.exclude_modules')}."
             )
         found[name] = layout
     return found

@@ -16,6 +16,7 @@ from veneer.evaluation.answer_baseline import sentence_baseline
 from veneer.evaluation.answers import question_scores
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Block, Folded, Paragraph, Section, Table
+from veneer.naming import setting
 from veneer.tasks.asked import Asked, asked_of
 from veneer.tasks.kind import Card, Findings, Told
 
@@ -191,6 +192,7 @@ def windows_told(
     verb = "stands" if lost == 1 else "stand"
     warning = (
         f"{counted(lost, 'answer')} of {name} {verb} whole in no window; the model is taught that these windows hold "
-        "no answer. Windows that share more (options.doc_stride) or are longer (--max-length) hold longer answers."
+        f"no answer. Windows that share more ({setting('options.doc_stride', 'N')}) or are longer "
+        f"({setting('max_length')}) hold longer answers."
     )
     return (Choice("windows", value, reason),), (warning,)

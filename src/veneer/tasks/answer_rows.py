@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pydantic
@@ -33,6 +33,8 @@ class AnswerOptions(StrictModel):
     answer_search        characters around answer_start in which an answer's text is looked for where it does not stand
                          there; 0: such a row is an error
     """
+
+    place: ClassVar[str | None] = "options."
 
     doc_stride: int = pydantic.Field(default=128, ge=0)
     max_answer_length: int = pydantic.Field(default=30, ge=1)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veneer.data.reading import read_inputs
+from veneer.data.tables import TableOptions
 from veneer.errors import DataError, UserMistake
 from veneer.files import replacing_file
 from veneer.tasks.base import Answer, Input
@@ -78,24 +79,27 @@ def _empty(given: Input) -> bool:
     return not all(text.strip() for text in texts)
 
 
-def open_inputs(adapted: Adapted, source: str | Path, columns: Mapping[str, str]) -> InputStream:
+def open_inputs(
+    adapted: Adapted, source: str | Path, columns: Mapping[str, str], options: TableOptions | None = None
+) -> InputStream:
     """The rows of a file with what the adapter reads of each.
 
     Args:
         adapted: whose inputs are looked for.
         source: csv, tsv, json, jsonl, parquet, txt with a text a line, or what else its kind reads.
         columns: input -> column; those that are not named are the columns of training, or inferred.
+        options: how the file is written; None: inferred.
 
     Raises:
         DataError: it can't be read, or it is not clear which column is which.
     """
     own = adapted.kind.inputs_from
     if own is not None:
-        return own(Path(source), columns)
+        return own(Path(source), columns, options)
     data: dict[str, Any] = adapted.facts.data if adapted.facts is not None else {}
     trained = {name: data.get(f"{name}_column") for name in adapted.task.inputs}
     known = {name: str(column) for name, column in trained.items() if column}
-    return read_inputs(source, adapted.task.inputs, columns, known)
+    return read_inputs(source, adapted.task.inputs, columns, known, options)
 
 
 def answer_file(
@@ -104,6 +108,7 @@ def answer_file(
     out: str | Path,
     *,
     columns: Mapping[str, str] | None = None,
+    options: TableOptions | None = None,
     all_probabilities: Sequence[str] = (),
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda _: None,
@@ -115,6 +120,7 @@ def answer_file(
         source: csv, tsv, json, jsonl, parquet, or txt with a text a line.
         out: .csv, .tsv or .jsonl.
         columns: input -> column to read ("text" -> "message"); those that are not named are inferred.
+        options: how `source` is written; None: inferred.
         all_probabilities: labels whose probabilities get a column each.
         overwrite: replace a file that stands there.
         progress: told the rows that are done.
@@ -125,7 +131,7 @@ def answer_file(
     """
     out = Path(out)
     check_out(out, Path(source), overwrite=overwrite)
-    stream = open_inputs(adapted, source, columns or {})
+    stream = open_inputs(adapted, source, columns or {}, options)
     added = [*adapted.task.answer_keys, *(f"probability_{label}" for label in all_probabilities)]
     names = {key: free_name(key, stream.columns) for key in added}
     rows = empty = 0

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from veneer.data.choices import Choice, Notes, counted
 from veneer.data.config import DataConfig
@@ -19,7 +19,7 @@ from veneer.data.examples import prepare_examples
 from veneer.data.prepared import PreparedRows
 from veneer.data.reading import read_inputs
 from veneer.data.sources import Source
-from veneer.data.tables import Stream, open_stream
+from veneer.data.tables import Stream, TableOptions, open_stream
 from veneer.data.tags import bio_labels
 from veneer.errors import DataError
 from veneer.strict import StrictModel
@@ -43,6 +43,8 @@ class EntityOptions(StrictModel):
 
     tag_names    what the tags stand for where they are numbers, from 0 on
     """
+
+    place: ClassVar[str | None] = "options."
 
     tag_names: tuple[str, ...] | None = None
 
@@ -175,7 +177,7 @@ class _TokenRows(Iterator[tuple[dict[str, Any], Input]]):
         return row, {"tokens": row[self._column] or ""}
 
 
-def entity_inputs(path: Path, columns: Mapping[str, str]) -> InputStream:
+def entity_inputs(path: Path, columns: Mapping[str, str], options: TableOptions | None = None) -> InputStream:
     """What is to be answered of a file: lists of tokens where it has them (CoNLL columns too), else texts.
 
     Raises:
@@ -183,7 +185,7 @@ def entity_inputs(path: Path, columns: Mapping[str, str]) -> InputStream:
     """
     given = columns.get("text") or columns.get("tokens")
     if path.suffix.lower() != ".txt":
-        column = tokens_column(open_stream(path), given)
+        column = tokens_column(open_stream(path, options), given)
         if column is not None:
-            return _TokenRows(open_stream(path), column)
-    return read_inputs(path, ("text",), {} if given is None else {"text": given})
+            return _TokenRows(open_stream(path, options), column)
+    return read_inputs(path, ("text",), {} if given is None else {"text": given}, options=options)

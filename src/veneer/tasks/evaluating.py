@@ -14,6 +14,7 @@ from typing import Any
 from veneer.data.choices import Choice
 from veneer.data.config import DataConfig
 from veneer.data.sources import Source
+from veneer.data.tables import TableOptions
 from veneer.evaluation.scores import Metrics
 from veneer.tasks.adapted import Adapted, Progress
 
@@ -40,6 +41,7 @@ def evaluate(
     label_column: str | None = None,
     columns: Mapping[str, str] | None = None,
     variant: str | None = None,
+    options: TableOptions | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
     """Answer labelled rows and compare.
@@ -51,6 +53,7 @@ def evaluate(
         text_column, text_pair_column, label_column, columns: what to read; None: the columns of training if the file
             has them, else inferred.
         variant: of a named source.
+        options: how a file is written; None: inferred.
         progress: told the texts done, and all.
 
     Raises:
@@ -63,6 +66,7 @@ def evaluate(
         "columns": dict(columns) if columns else None,
         "variant": variant,
     }
+    named |= vars(options) if options is not None else {}
     path = Path(source)
     below: dict[str, Any] = {"source": str(source)}
     if not path.is_file():

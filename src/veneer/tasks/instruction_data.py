@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pydantic
 
@@ -25,7 +25,7 @@ from veneer.data.examples import prepare_examples
 from veneer.data.prepared import PreparedRows
 from veneer.data.prompts import PromptFile, read_prompts
 from veneer.data.sources import Source
-from veneer.data.tables import Table
+from veneer.data.tables import Table, TableOptions
 from veneer.errors import DataError
 from veneer.strict import StrictModel
 from veneer.tasks.base import Input
@@ -48,6 +48,8 @@ class InstructionOptions(StrictModel):
     samples         prompts of the validation part that are answered at each evaluation, for the report
     answer_tokens   tokens that an answer has at most, in samples and predictions
     """
+
+    place: ClassVar[str | None] = "options."
 
     template: str = pydantic.Field(default="auto", min_length=1)
     loss: Literal["answer", "all"] = "answer"
@@ -136,9 +138,9 @@ class PromptStream(Iterator[tuple[dict[str, Any], Input]]):
         return row, {"messages": json.dumps([vars(turn) for turn in turns], ensure_ascii=False)}
 
 
-def inputs_from(path: Path, columns: Mapping[str, str]) -> PromptStream:
+def inputs_from(path: Path, columns: Mapping[str, str], options: TableOptions | None = None) -> PromptStream:
     """The rows of a file with the prompt in each; a file made for training serves as well, its answers left out."""
-    return PromptStream(read_prompts(path, columns))
+    return PromptStream(read_prompts(path, columns, options))
 
 
 def _read(

@@ -17,6 +17,7 @@ from veneer.data.choices import counted
 from veneer.data.ragged import Ragged
 from veneer.data.tokens import TokenStore
 from veneer.errors import ConfigError, DataError
+from veneer.naming import settable, setting
 from veneer.tasks.base import Encoded
 from veneer.tasks.rendered import NOT_READ, Cut, Rendering, next_labels
 
@@ -45,7 +46,7 @@ class Features:
     def __init__(self, max_length: int, vocabulary: int, *, cut: Cut, blocks: bool) -> None:
         if max_length < 2:
             raise ConfigError(
-                f"max_length is {max_length}; a token that is foretold needs one before it: 2 at least."
+                f"{setting('max_length')} is {max_length}; a token that is foretold needs one before it: 2 at least."
             )
         self.max_length, self.side, self.in_blocks = max_length, cut, blocks
         self.dtype = np.uint16 if vocabulary <= 2**16 else np.int32
@@ -94,7 +95,7 @@ class Features:
             raise DataError(
                 f"{where}, {part}: {counted(len(self.lost), 'row')} (row {first}, counted from 1) of which no token "
                 f"that the loss reads is left within {self.max_length} tokens, so nothing can be learnt from them. "
-                f"Raise --max-length, cut from the {side} (options.cut={side}), or shorten or remove them."
+                f"{_mend(side)} or remove them."
             )
         ids = Ragged.of(self.ids, self.dtype)
         store = TokenStore(ids.values, ids.offsets, np.asarray(self.full, np.int32))
@@ -129,9 +130,16 @@ class Features:
             found.append(
                 f"{counted(self.unread, 'answer')} in {counted(self.partly, 'conversation')} of {part} can't be told "
                 "apart from what is asked in this template, so that the loss does not read them. Take another one "
-                "(--template), or conversations that end with the answer to be learnt."
+                f"({setting('options.template', 'NAME')}), or conversations that end with the answer to be learnt."
             )
         return tuple(found)
+
+
+def _mend(side: str) -> str:
+    if not settable("max_length"):
+        return "Shorten"
+    cut = setting("options.cut", side)
+    return f"Raise {setting('max_length')}, cut from the {side} ({cut}), or shorten"
 
 
 def _answer_begins(labels: Sequence[int]) -> int:

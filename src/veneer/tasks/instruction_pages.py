@@ -19,6 +19,7 @@ from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Block, Folded, Paragraph, Preformatted, Section, Table
 from veneer.evaluation.wording import shortened
 from veneer.lora import disabled
+from veneer.naming import setting
 from veneer.tasks.base import Answer, Encoded, Outputs
 from veneer.tasks.kind import Card, Findings, Told
 from veneer.tasks.prompting import answer_ends
@@ -108,7 +109,7 @@ def baselines(
 def cut_says(task: Any) -> str:
     """What is lost of a long example."""
     lost = {"left": "the beginning", "right": "the end"}[task.cut]
-    return f"{lost} of a longer example is not seen (options.cut={task.cut})"
+    return f"{lost} of a longer example is not seen ({setting('options.cut', task.cut)})"
 
 
 def watch(adapted: Adapted, encoded: Encoded) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from veneer.adapter import AdapterFolder
 from veneer.data.choices import Choice, Notes
 from veneer.data.prepared import PreparedData, Rows
 from veneer.data.sources import Source
+from veneer.data.tables import TableOptions
 from veneer.errors import AdapterError, ConfigError, nearest
 from veneer.evaluation.baselines import Baseline
 from veneer.evaluation.blocks import Section
@@ -223,7 +224,8 @@ class Kind:
         cut_says: what is lost of an example that is too long, in words.
         as_peft: whether the head's outputs are the answer's own numbers, so that PEFT alone gives it.
         watch: JSON value kept with each evaluation, e.g. generated samples.
-        inputs_from: reads a file to answer that is no table; given the path and the columns by name.
+        inputs_from: reads a file to answer that is no table; given the path, the columns by name, and how it is written
+            (None: inferred).
         roles: names before = in `--column ROLE=NAME`.
     """
 
@@ -250,7 +252,7 @@ class Kind:
     cut_says: Callable[[Any], str] = lambda _: "the end of a longer text is not seen"
     as_peft: Callable[[Any], bool] = _always
     watch: Callable[[Adapted, Encoded], Any] | None = None
-    inputs_from: Callable[[Path, Mapping[str, str]], InputStream] | None = None
+    inputs_from: Callable[[Path, Mapping[str, str], TableOptions | None], InputStream] | None = None
     roles: tuple[str, ...] = ()
 
     def check_roles(self, columns: Mapping[str, str], known: Iterable[str] = ()) -> None:

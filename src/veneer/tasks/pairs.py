@@ -20,6 +20,7 @@ from veneer.data.preview import ShownToken
 from veneer.data.ragged import Ragged
 from veneer.data.tokens import TokenStore, tokenize
 from veneer.errors import ConfigError
+from veneer.naming import setting
 
 __all__ = ["EncodedPairs", "encode_pairs", "join_warning", "pair_store", "separator_of", "shown_pair"]
 
@@ -44,7 +45,8 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], max_length: int | None =
     special = int(tokenizer.num_special_tokens_to_add(pair=True))
     if max_length is not None and max_length < special + 2:
         raise ConfigError(
-            f"max_length is {max_length}, and {special} special tokens of a pair take that up; expected more."
+            f"{setting('max_length')} is {max_length}, and {special} special tokens of a pair take that up; "
+            "expected more."
         )
     typed = "token_type_ids" in tokenizer.model_input_names
     found = _tokens(tokenizer, pairs, typed, {})

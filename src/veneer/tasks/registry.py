@@ -13,6 +13,7 @@ from typing import Any
 from veneer.adapter import AdapterFolder
 from veneer.errors import AdapterError, ConfigError, nearest
 from veneer.models.forms import HEAD_CLASSES
+from veneer.naming import setting
 from veneer.tasks import answers, classification, entities, instructions, regression
 from veneer.tasks.base import Task
 from veneer.tasks.kind import Kind
@@ -38,7 +39,7 @@ def kind_named(name: str) -> Kind:
     if name not in names:
         known = "; ".join(f"{kind.name}: {kind.says}" for kind in KINDS)
         said = " ".join(filter(None, [nearest(name, names), f"Known: {known}."]))
-        raise ConfigError(f"task: there is no task {name!r}. {said}")
+        raise ConfigError(f"{setting('task')}: there is no task {name!r}. {said}")
     return KINDS[names.index(name)]
 
 

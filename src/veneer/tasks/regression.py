@@ -31,6 +31,7 @@ from veneer.evaluation.scores import Metrics
 from veneer.lora import adapter_parameters
 from veneer.models.forms import HeadSpec
 from veneer.models.heads import Pooling
+from veneer.naming import setting
 from veneer.tasks import regression_pages as written
 from veneer.tasks.base import Answer, Decided, Encoded, Outputs, ScoreForm, Targets, dense
 from veneer.tasks.kind import Headline, Kind, Labelled, Making
@@ -161,8 +162,8 @@ def _prepare(source: Source, options: Any) -> Prepared:  # noqa: ARG001
     config = source.config
     if config.multi_label or config.label_separator is not None:
         raise ConfigError(
-            "multi_label and label_separator are for labels; the task regression gives one number for each text. Leave "
-            "them out, or ask for --task classification."
+            f"{setting('data.multi_label')} and {setting('data.label_separator')} are for labels; the task regression "
+            f"gives one number for each text. Leave them out, or ask for {setting('task', 'classification')}."
         )
     return prepare(source.config, target="numbers", source=source)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from veneer.data.conversations import Turn
 from veneer.errors import ConfigError
+from veneer.naming import setting
 
 __all__ = ["ALPACA", "Piece", "Renderings", "Template", "choose_template"]
 
@@ -135,7 +136,8 @@ class Template:
                 if last:
                     raise ValueError(
                         f"{self.says} writes the answer otherwise than after its own prompt, so what the model is "
-                        "asked and what it answers can't be told apart; take --template alpaca, or one of your own"
+                        "asked and what it answers can't be told apart; take "
+                        f"{setting('options.template', 'alpaca')}, or one of your own"
                     )
                 continue
             if turn.content.strip() and not after[len(before) :].strip():
@@ -157,7 +159,8 @@ class Template:
         asked = [turn for turn in turns if turn.role != "assistant"]
         if len(turns) - len(asked) > 1 or (len(turns) > len(asked) and turns[-1].role != "assistant"):
             raise ValueError(
-                "a conversation of several turns needs a template; --template none joins two texts"
+                f"a conversation of several turns needs a template; {setting('options.template', 'none')} joins "
+                "two texts"
             )
         before = "\n\n".join(part for turn in asked for part in (turn.content, turn.input) if part)
         pieces = [Piece(before, answer=False)]
@@ -215,7 +218,8 @@ def choose_template(asked: str, tokenizer: Any, base: str) -> tuple[Template, st
     if asked == "base":
         if not own:
             raise ConfigError(
-                f"template: {base} has no chat template of its own. Take alpaca, none, or a file with one."
+                f"{setting('options.template')}: {base} has no chat template of its own. Take alpaca, none, or "
+                f"a file with one."
             )
         return Template("base", own), reason, None
     if asked in ("alpaca", "none"):
@@ -241,11 +245,14 @@ def _from_file(path: Path) -> str:
 
     if not path.is_file():
         raise ConfigError(
-            f"template is {str(path)!r}; expected auto, base, alpaca, none, or a file with a template in Jinja."
+            f"{setting('options.template')} is {str(path)!r}; expected auto, base, alpaca, none, or a file with "
+            "a template in Jinja."
         )
     try:
         source = path.read_text(encoding="utf-8")
         ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
     except (OSError, UnicodeDecodeError, TemplateSyntaxError) as error:
-        raise ConfigError(f"template: {path} can't be read as a template in Jinja ({error}).") from None
+        raise ConfigError(
+            f"{setting('options.template')}: {path} can't be read as a template in Jinja ({error})."
+        ) from None
     return source

@@ -21,6 +21,7 @@ from veneer.data.ragged import Ragged
 from veneer.data.tokens import TokenStore, tokenize
 from veneer.data.words import Places
 from veneer.errors import BaseError, ConfigError
+from veneer.naming import setting
 from veneer.tasks.encoding import special_ends
 
 __all__ = ["READ", "UNREAD", "TextTokens", "WordTokens", "token_words", "whole_text", "word_tokens"]
@@ -82,7 +83,8 @@ def word_tokens(texts: Iterable[tuple[str, Places]], tokenizer: Any, max_length:
     ends = special_ends(tokenizer)
     if max_length < sum(ends) + 8:
         raise ConfigError(
-            f"max_length is {max_length}, of which special tokens take {sum(ends)}; expected at least 8 more."
+            f"{setting('max_length')} is {max_length}, of which special tokens take {sum(ends)}; expected at "
+            "least 8 more."
         )
     reads: list[NDArray[np.int64]] = []
     example: list[int] = []

@@ -20,6 +20,7 @@ from typing import IO, Any
 from veneer.data.choices import Choice
 from veneer.data.conversations import Turn
 from veneer.data.prompts import PromptFile, read_prompts
+from veneer.data.tables import TableOptions
 from veneer.engine.generation import Sampling
 from veneer.errors import CheckpointError, DataError, Interrupted
 from veneer.files import replacing_file, writing_to
@@ -64,6 +65,7 @@ def write_file(
     *,
     sampling: Sampling,
     columns: Mapping[str, str] | None = None,
+    options: TableOptions | None = None,
     system: str = "",
     raw: bool = False,
     overwrite: bool = False,
@@ -79,6 +81,7 @@ def write_file(
         out: .csv, .tsv or .jsonl.
         sampling: how answers are made.
         columns: role -> column, where names don't say.
+        options: how `source` is written; None: inferred.
         system: a system prompt for every row that has none of its own.
         raw: prompts are texts that go on as they stand.
         overwrite: replace a file that stands there.
@@ -94,7 +97,7 @@ def write_file(
     """
     source, out = Path(source), Path(out)
     check_out(out, source, overwrite=overwrite)
-    prompts = read_prompts(source, columns)
+    prompts = read_prompts(source, columns, options)
     say(prompts.choices)
     writer = load()
     rows = _Rows(prompts, writer, system, raw)
@@ -102,6 +105,7 @@ def write_file(
     identity = {
         "source": file_hash(source),
         "columns": dict(prompts.roles),
+        "written": [*(vars(options) if options else {}).values()],
         "system": system,
         "raw": raw,
         "base": writer.base.content_hash,

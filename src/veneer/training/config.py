@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pydantic
 import yaml
@@ -18,6 +18,7 @@ from veneer.errors import ConfigError
 from veneer.files import write_text
 from veneer.lora.config import LoraConfig
 from veneer.models.locate import DEFAULT_BASE
+from veneer.naming import setting
 from veneer.strict import StrictModel
 from veneer.tasks.registry import kind_named
 
@@ -67,6 +68,8 @@ class TrainConfig(StrictModel):
     baselines              compare with majority, TF-IDF and the untuned base
     """
 
+    place: ClassVar[str | None] = ""
+
     data: DataConfig
     base: str = DEFAULT_BASE
     base_revision: str | None = None
@@ -106,7 +109,7 @@ class TrainConfig(StrictModel):
             try:
                 kind_named(given)
             except ConfigError as error:
-                raise ValueError(str(error).removeprefix("task: ")) from error
+                raise ValueError(str(error).removeprefix(f"{setting('task')}: ")) from error
         return given
 
     @pydantic.field_validator("threads", mode="wrap")

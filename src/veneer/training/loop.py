@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from veneer.engine.prefix import PrefixStore
 from veneer.errors import Interrupted, VeneerError
 from veneer.lora import LoraEmbedding, LoraLinear, adapter_parameters
+from veneer.naming import setting
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import Targets, TokenSequences, packed_rows
 from veneer.training.checkpoint import Checkpoint
@@ -269,9 +270,10 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     total = float(loss_sum)
     if not math.isfinite(total):
+        clipped = "" if 0 < config.max_grad_norm <= 1 else f", or give {setting('max_grad_norm', 1)}"
         raise VeneerError(
-            f"The loss is {total} at step {state.step + 1}: training has diverged. Lower --learning-rate "
-            f"(now {config.learning_rate:g}), or set --max-grad-norm to 1."
+            f"The loss is {total} at step {state.step + 1}: training has diverged. Lower {setting('learning_rate')} "
+            f"(now {config.learning_rate:g}){clipped}."
         )
     state.step += 1
     state.texts += sum(len(rows) for rows in batches)

@@ -19,6 +19,7 @@ from veneer.engine import Precision, choose_precision, choose_threads
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import ConfigError
 from veneer.models import Base, load_base
+from veneer.naming import setting
 from veneer.strict import StrictModel
 from veneer.tasks.adapted import Adapted, adapt
 from veneer.tasks.base import Encoded
@@ -131,6 +132,7 @@ def set_up(
     if precision.name == "int8":
         choices.append(Choice("precision", "int8", adapted.precision.reason))
     if config.gradient_checkpointing:
+        _check_recomputes(adapted)
         adapted = replace(adapted, runner=adapted.runner.recomputing())
     config = config.replace(mode=adapted.runner.mode)
     choices.append(Choice("batches", adapted.runner.mode, adapted.runner.reason))
@@ -157,6 +159,16 @@ def set_up(
     return Run(config, prepared, adapted, stores, plan, prefixes, choices, warnings)
 
 
+def _check_recomputes(adapted: Adapted) -> None:
+    runner = adapted.runner
+    if runner.program is None:
+        raise ConfigError(
+            f"{setting('gradient_checkpointing')}: {type(runner.model).__name__} runs {runner.mode} through "
+            "transformers' own forward, where nothing is computed again. Use smaller batches with "
+            f"{setting('gradient_accumulation', 'N')} instead."
+        )
+
+
 def _threads_set(config: TrainConfig, device: str, choices: list[Choice]) -> int:
     found = choose_threads(config.threads, torch.device(device))
     torch.set_num_threads(found.count)
@@ -181,9 +193,11 @@ def checked_options(kind: Kind, config: TrainConfig) -> StrictModel:
     """
     unread = {"pooling": "auto", "class_weights": "none", "label_smoothing": 0.0}
     given = [
-        name for name, default in unread.items() if name not in kind.uses and getattr(config, name) != default
+        setting(name)
+        for name, default in unread.items()
+        if name not in kind.uses and getattr(config, name) != default
     ]
-    given += [] if kind.options.model_fields else [f"options.{name}" for name in config.options]
+    given += [] if kind.options.model_fields else [setting(f"options.{name}") for name in config.options]
     if given:
         raise ConfigError(
             f"{' and '.join(given)}: the task {kind.name} ({kind.says}) does not read that; leave it out."
@@ -197,7 +211,8 @@ def _pooled(base: Base, config: TrainConfig, choices: list[Choice]) -> Base:
         return base
     if base.causal and config.pooling == "first":
         raise ConfigError(
-            f"pooling: 'first' reads nothing of the text on {base.name}: a decoder's first token sees itself only. "
+            f"{setting('pooling')}: 'first' reads nothing of the text on {base.name}: a decoder's first token "
+            "sees itself only. "
             "Use 'last' or 'mean'."
         )
     return base.with_pooling(config.pooling)

@@ -30,6 +30,7 @@ from veneer.adapter import refuse_existing
 from veneer.engine import choose_precision, choose_threads, own_threads
 from veneer.errors import ConfigError, Interrupted
 from veneer.files import only_one, write_text
+from veneer.naming import setting
 from veneer.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from veneer.training.config import TrainConfig
 from veneer.training.finish import Finished, finish, measure
@@ -263,7 +264,8 @@ def _accelerator(config: TrainConfig, logs: Path) -> Any:
         ) from error
     if config.device not in ("auto", accelerator.device.type):
         raise ConfigError(
-            f"device: {config.device!r} is not to be had here; this machine offers {accelerator.device.type!r}."
+            f"{setting('device')}: {config.device!r} is not to be had here; this machine offers "
+            f"{accelerator.device.type!r}."
         )
     if config.trackers:
         accelerator.init_trackers("veneer")

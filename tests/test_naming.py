@@ -1,0 +1,135 @@
+"""Messages name a setting through `veneer.naming`, so that each place that shows them calls it by its own name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from veneer.cli import combine, settings, writing
+from veneer.cli.naming import InFlags
+from veneer.cli.verbs import app
+from veneer.naming import settable, setting, speaking
+
+ROOT = Path(__file__).parents[1] / "src" / "veneer"
+LIBRARY = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] != "cli"]
+FLAGS = (*settings.SETTINGS, *writing.SAMPLING, *combine.FLAGS)
+NAMES = {flag.key.rpartition(".")[2] for flag in FLAGS if flag.key}
+KEYS, WORDS = sorted(name for name in NAMES if "_" in name), sorted(name for name in NAMES if "_" not in name)
+FOREIGN = {
+    "engine/device.py": "an argument of the engine",
+    "engine/runner.py": "an argument of the engine; training asks first, and says it by its name",
+    "lora/peft_format.py": "keys of PEFT's adapter_config.json",
+    "lora/difference.py": "an argument of `difference`, which no verb has",
+    "models/gpt.py": "arguments of the written out model's `generate`",
+    "tasks/pooling.py": "a key of PEFT's adapter_config.json",
+    "recipes/spam.py": "what it prints",
+    "recipes/sst2.py": "what it prints",
+    "lora/hooks.py": "what `hook` was given",
+    "tasks/instruction_pages.py": "Python",
+    "tasks/sequence_code.py": "Python",
+}
+
+
+def sentences(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of every text of a file that is no documentation; what is filled in is {}."""
+    tree = ast.parse(source)
+    apart = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    apart |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield (
+                node.lineno,
+                "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values),
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in apart:
+            yield node.lineno, node.value
+
+
+def bare_keys(source: str) -> list[tuple[int, str]]:
+    """(line, key) of every key in a sentence that did not go through `setting`."""
+    key = re.compile(
+        rf"(?<![\w.\[-])(?:{'|'.join(KEYS)})(?![\w(\]])|(?:^|(?<=: ))(?:{'|'.join(WORDS)})(?:: (?=\S+ )|=| is (?={{))"
+    )
+    return [
+        (line, found)
+        for line, text in sentences(source)
+        if " " in text.strip() and "\n" not in text
+        for found in key.findall(text)
+    ]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_message_names_a_key_that_has_a_flag(path: Path) -> None:
+    found = bare_keys(path.read_text(encoding="utf-8"))
+    if str(path.relative_to(ROOT)) in FOREIGN:
+        assert found, "it names none any more: take it off the list"
+    else:
+        assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("raise E(f'max_length is {n}; give more')", [(1, "max_length")]),
+        ("raise E(f\"{setting('max_length')} is {n}; give more\")", []),
+        ("raise E('leave them out with on_missing_label=drop')", [(1, "on_missing_label")]),
+        ("raise E(f'pooling: {how} reads nothing')", [(1, "pooling: ")]),
+        ("'''What max_length is.'''", []),
+        ("tokenizer(texts, max_length=3)", []),
+    ],
+)
+def test_a_bare_key_is_found(source: str, found: list[tuple[int, str]]) -> None:
+    assert bare_keys(source) == found
+
+
+def test_every_flag_that_a_message_names_exists() -> None:
+    known = _spelt_options()
+    named = {
+        (path.name, flag)
+        for path in LIBRARY
+        for _, text in sentences(path.read_text(encoding="utf-8"))
+        if " " in text
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
+    }
+    assert len(named) > 20
+    assert {(where, flag) for where, flag in named if flag not in known} == set()
+
+
+def _spelt_options() -> set[str]:
+    """Every option of every verb."""
+    import typer
+
+    found = set()
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        found |= {name for option in command.params for name in option.opts}
+    return found | {"--force-reinstall"}  # pip's
+
+
+def test_python_hears_keys_and_the_command_line_flags() -> None:
+    assert (setting("data.max_rows"), setting("data.quoting", "no")) == ("max_rows", "quoting=no")
+    assert (setting("combine.heads", "'a'"), setting("options.cut", "left")) == (
+        "heads='a'",
+        "options.cut=left",
+    )
+    assert setting("batch_size", plain="'batch_size'") == "'batch_size'"
+    with speaking(InFlags(FLAGS, ["max_rows", "set", "heads", "use_dora"], [])):
+        assert (setting("data.max_rows"), setting("data.max_rows", 5)) == ("--max-rows", "--max-rows 5")
+        assert setting("data.quoting", "no") == "--set data.quoting=no"
+        assert setting("combine.heads", "'a b'") == "--heads 'a b'"
+        assert setting("lora.use_dora", True) == "--use-dora"
+        assert setting("batch_size", plain="'batch_size'") == "'batch_size'"
+        assert settable("data.quoting")
+    with speaking(InFlags(FLAGS, ["text_column"], [])):
+        assert not settable("data.quoting")
+        assert setting("data.quoting") == "quoting"
+    assert setting("data.max_rows") == "max_rows"
+
+
+def test_what_may_come_from_a_file_keeps_its_key() -> None:
+    with speaking(InFlags(FLAGS, ["max_rows", "seed", "set"], ["--config", "a.yaml", "--max-rows", "0"])):
+        assert (setting("data.max_rows"), setting("seed")) == ("--max-rows", "seed")
+        assert setting("data.on_missing_label", "drop") == "on_missing_label=drop"
