@@ -1,36 +1,35 @@
 """The parts of the report: from the facts of a run to sections of blocks.
 
-One function a section; each returns None where the facts for it are missing. This module must not know how
-blocks become HTML, nor where the report is written.
+The order of all, and those that say how good the adapter is; `record_sections` has those that say what was done. One
+function a section; each returns None where the facts for it are missing. This module must not know how blocks become
+HTML, nor where the report is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from veneer.evaluation.baselines import Baseline
-from veneer.evaluation.blocks import (
-    Block,
-    Cell,
-    Columns,
-    Folded,
-    Paragraph,
-    Picture,
-    Preformatted,
-    Section,
-    Table,
-)
+from veneer.evaluation.blocks import Block, Cell, Columns, Folded, Paragraph, Picture, Section, Table
 from veneer.evaluation.curves import loss_curve, metric_curve
 from veneer.evaluation.facts import ReportFacts
 from veneer.evaluation.metrics import ClassificationMetrics, LabelScore, MultilabelMetrics
 from veneer.evaluation.mistakes import Mistake
 from veneer.evaluation.pictures import MATRIX_LABELS, calibration_diagram, confusion_picture
+from veneer.evaluation.record_sections import (
+    LABEL_ROWS,
+    adapter_section,
+    data_section,
+    folded_labels,
+    record_section,
+    speed_section,
+    use_section,
+)
 from veneer.evaluation.scores import Score
-from veneer.evaluation.wording import bytes_text, count, duration, percent, shortened, signed
+from veneer.evaluation.wording import percent, shortened, signed
 
 __all__ = ["sections_of"]
 
-_LABEL_ROWS = 12  # more labels than these fold their table
 _MISTAKES_OPEN = 8
 
 
@@ -46,12 +45,12 @@ def sections_of(facts: ReportFacts) -> tuple[Section, ...]:
         _mislabelled(facts),
     ]
     rest = [
-        _data(facts),
-        _adapter(facts),
-        _speed(facts),
+        data_section(facts),
+        adapter_section(facts),
+        speed_section(facts),
         *[section for section in facts.sections if section.place != "results"],
-        _use(facts),
-        _record(facts),
+        use_section(facts),
+        record_section(facts),
     ]
     return tuple(section for section in [*results, *rest] if section is not None)
 
@@ -148,7 +147,7 @@ def _answers(facts: ReportFacts) -> Section | None:
         return None
     split, metrics = facts.decisive
     if isinstance(metrics, MultilabelMetrics):
-        return Section("Label by label", (_folded_labels(_labels(metrics.per_label), len(metrics.labels)),))
+        return Section("Label by label", (_labels(metrics.per_label),))
     if not isinstance(metrics, ClassificationMetrics):
         return None
     size = len(metrics.labels)
@@ -161,12 +160,13 @@ def _answers(facts: ReportFacts) -> Section | None:
     picture = Picture(
         png, "confusion.png", "Given labels against answers, counts", caption, wide=12 < size <= MATRIX_LABELS
     )
-    table = _folded_labels(_labels(metrics.per_label), size)
-    blocks: tuple[Block, ...] = (Columns((picture, table)),) if size <= _LABEL_ROWS else (picture, table)
+    table = _labels(metrics.per_label)
+    blocks: tuple[Block, ...] = (Columns((picture, table)),) if size <= LABEL_ROWS else (picture, table)
     return Section("What it confuses", blocks)
 
 
-def _labels(per_label: Sequence[LabelScore]) -> Table:
+def _labels(per_label: Sequence[LabelScore]) -> Block:
+    """The scores of each label."""
     rows = tuple(
         (
             score.label,
@@ -177,15 +177,8 @@ def _labels(per_label: Sequence[LabelScore]) -> Table:
         )
         for score in per_label
     )
-    return Table(("label", "precision", "recall", "F1", "rows"), rows, numeric=(1, 2, 3, 4))
-
-
-def _folded_labels(table: Table, size: int) -> Block:
-    return (
-        table
-        if size <= _LABEL_ROWS
-        else Folded(f"Precision and recall of each of the {size} labels", (table,))
-    )
+    table = Table(("label", "precision", "recall", "F1", "rows"), rows, numeric=(1, 2, 3, 4))
+    return folded_labels(table, len(rows), "Precision and recall of each of the")
 
 
 def _calibration(facts: ReportFacts) -> Section | None:
@@ -255,97 +248,3 @@ def _mistake_tables(mistakes: Sequence[Mistake], longest: int) -> list[Block]:
     if rest:
         blocks.append(Folded(f"{len(rest)} more", (table(rest),)))
     return blocks
-
-
-def _data(facts: ReportFacts) -> Section | None:
-    data = facts.data
-    if data is None:
-        return None
-    blocks: list[Block] = [_pairs({"source": data.source, "content hash": data.hash})]
-    blocks += [Paragraph(warning, "warning") for warning in data.warnings]
-    labels = list(dict.fromkeys(label for split in data.splits for label in split.label_counts))
-    names = tuple(split.name for split in data.splits)
-    if names:
-        totals = ("rows", *(f"{split.rows:,}" for split in data.splits))
-        counts = tuple(
-            (label, *(f"{s.label_counts.get(label, 0):,}" for s in data.splits)) for label in labels
-        )
-        table = Table(("", *names), (totals, *counts), numeric=tuple(range(1, len(names) + 1)))
-        blocks.append(
-            table if len(labels) <= _LABEL_ROWS else Folded(f"Rows of each of {len(labels)} labels", (table,))
-        )
-    if data.choices:
-        rows = tuple((choice.what, choice.value, choice.reason) for choice in data.choices)
-        blocks.append(Table(("inferred", "as", "because"), rows, texts=(2,)))
-    return Section("What it was trained on", tuple(blocks))
-
-
-def _adapter(facts: ReportFacts) -> Section | None:
-    base, lora = facts.base, facts.lora
-    told = {
-        "task": facts.task,
-        "base": base.name,
-        "base's content hash": base.hash,
-        "base's licence": base.licence,
-    }
-    if base.parameters is not None:
-        told["base's parameters"] = f"{base.parameters:,}"
-    if lora is not None:
-        share = 100 * lora.trained_parameters / max(1, lora.total_parameters)
-        told |= {
-            "r, alpha": f"{lora.r}, {lora.alpha:g}",
-            "adapted": ", ".join(lora.targets) + (f" ({count(lora.layers, 'layer')})" if lora.layers else ""),
-            "trained parameters": f"{lora.trained_parameters:,} of {lora.total_parameters:,} ({share:.2f} %)",
-            "adapter on disk": bytes_text(lora.adapter_bytes),
-        }
-        told |= lora.details
-    blocks: list[Block] = [_pairs(told)]
-    if facts.exactness:
-        blocks.append(Paragraph("How it was computed: " + " ".join(facts.exactness)))
-    return Section("What was trained", tuple(blocks))
-
-
-def _speed(facts: ReportFacts) -> Section | None:
-    speed = facts.speed
-    if speed is None:
-        return None
-    told = {"whole run": duration(speed.seconds)}
-    if speed.predicted_seconds is not None:
-        told["whole run, as announced"] = duration(speed.predicted_seconds)
-    if speed.training_seconds is not None:
-        told["of it training"] = duration(speed.training_seconds)
-    if speed.first_step_seconds is not None:
-        told["until the first step"] = duration(speed.first_step_seconds)
-    if speed.texts_per_second is not None:
-        told["texts a second"] = f"{speed.texts_per_second:,.0f}"
-    if speed.tokens_per_second is not None:
-        told["tokens a second"] = f"{speed.tokens_per_second:,.0f}"
-    told |= speed.details
-    told["machine"] = facts.machine
-    return Section("How long it took", (_pairs(told),))
-
-
-def _use(facts: ReportFacts) -> Section | None:
-    return Section("Use it", (Preformatted("\n".join(facts.use)),)) if facts.use else None
-
-
-def _record(facts: ReportFacts) -> Section | None:
-    folded: list[Block] = []
-    if facts.configuration:
-        folded.append(
-            Folded("Configuration", (_pairs({k: _plain(v) for k, v in facts.configuration.items()}),))
-        )
-    if facts.versions:
-        folded.append(Folded("Versions", (_pairs(dict(facts.versions)),)))
-    return Section("To do it again", tuple(folded)) if folded else None
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "–" if value is None else str(value)
-
-
-def _pairs(told: Mapping[str, str]) -> Table:
-    """Two columns, name and value; empty values are left out."""
-    return Table(("", ""), tuple((name, value) for name, value in told.items() if value), texts=(1,))
