@@ -33,6 +33,9 @@ Method = Literal["exact", "randomized"]
 _OVERSAMPLED = 16  # singular values that the randomized method computes beyond those kept, for accuracy
 _ITERATIONS = 4  # of its subspace iteration
 
+_NO_LAYER = "not the weight of a layer that can have an adapter"
+_AN_EMBEDDING = "an embedding; embeddings=False"
+
 
 @dataclass(frozen=True)
 class LayerDifference:
@@ -186,10 +189,11 @@ def difference(
     """Take apart what differs between a base and a model that was fine-tuned from it. Neither is changed.
 
     Args:
-        base: the base; the types of its modules say how each weight is stored. tuned: the tuned model, or its
-        state dict. embeddings: also take apart the weights of `nn.Embedding`. modules_to_save: full names of
-        modules whose tuned tensors are kept whole (a classifier's head). The base
-            may lack them, or have other shapes there.
+        base: the base; the types of its modules say how each weight is stored.
+        tuned: the tuned model, or its state dict.
+        embeddings: also take apart the weights of `nn.Embedding`.
+        modules_to_save: full names of modules whose tuned tensors are kept whole (a classifier's head); the base may
+            lack them, or have other shapes there.
         max_r: keep only so many singular vectors a layer, to save memory; default all.
         method: "exact" is the full decomposition; "randomized" computes only the first max_r singular values,
             nearly the largest, for matrices too large for the full one (Halko et al. 2011, arXiv:0909.4061).
@@ -220,17 +224,13 @@ def difference(
         D, base_norm = new.to(dtype) - old.to(dtype), float(old.to(dtype).norm())
         name, _, leaf = key.rpartition(".")
         layout = layout_of(base.get_submodule(name)) if leaf == "weight" else None
-        if layout is None:
-            reason = "not the weight of a layer that can have an adapter"
+        if layout is None or (layout is Layout.EMBEDDING and not embeddings):
+            reason = _NO_LAYER if layout is None else _AN_EMBEDDING
             unrepresented.append(Unrepresented(key, float(D.norm()), base_norm, reason))
-        elif layout is Layout.EMBEDDING and not embeddings:
-            unrepresented.append(
-                Unrepresented(key, float(D.norm()), base_norm, "an embedding; embeddings=False")
-            )
-        else:
-            D = D if layout is Layout.LINEAR else D.t()  # (m, n)
-            U, S, V_t = _decomposed(D, max_r, method, seed)
-            layers.append(LayerDifference(name, layout, float(D.norm()), base_norm, S, U, V_t))
+            continue
+        D = D if layout is Layout.LINEAR else D.t()  # (m, n)
+        U, S, V_t = _decomposed(D, max_r, method, seed)
+        layers.append(LayerDifference(name, layout, float(D.norm()), base_norm, S, U, V_t))
     saved = {key: tensor.detach().clone() for key, tensor in after.items() if under(key, modules_to_save)}
     return Difference(tuple(layers), tuple(unrepresented), tuple(unchanged), tuple(modules_to_save), saved)
 

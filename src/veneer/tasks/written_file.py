@@ -102,22 +102,12 @@ def write_file(
     writer = load()
     rows = _Rows(prompts, writer, system, raw)
     total = rows.check()
-    identity = {
-        "source": file_hash(source),
-        "columns": dict(prompts.roles),
-        "written": [*(vars(options) if options else {}).values()],
-        "system": system,
-        "raw": raw,
-        "base": writer.base.content_hash,
-        "adapter": None if writer.adapted is None else _adapter_hash(writer),
-        "template": writer.template.to_dict(),
-        "sampling": sampling.model_dump(mode="json"),
-    }
+    identity = _identity(rows, sampling)
     kept = _Kept(out.with_name(f".{out.name}.partial"), identity, fresh=fresh)
     resumed = len(kept.answers)
     try:
         with kept:
-            _answer(rows, writer, sampling, kept, lambda done: progress(done, total))
+            _answer(rows, sampling, kept, lambda done: progress(done, total))
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped with {len(kept.answers):,} of {total:,} prompts answered. They are kept; the same command goes "
@@ -140,32 +130,32 @@ class _Rows:
     """The prompts of a file as token ids."""
 
     def __init__(self, prompts: PromptFile, writer: Writer, system: str, raw: bool) -> None:
-        self._prompts, self._writer, self._system, self._raw = prompts, writer, system, raw
+        self.prompts, self.writer, self.system, self.raw = prompts, writer, system, raw
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         """(row from 0, token ids) of each prompt; no ids where there is none."""
-        for row, (_, turns) in enumerate(self._prompts):
+        for row, (_, turns) in enumerate(self.prompts):
             try:
-                yield row, self._writer.ids(self._with_system(turns), raw=self._raw) if turns else []
+                yield row, self.writer.ids(self._with_system(turns), raw=self.raw) if turns else []
             except DataError as error:
-                raise DataError(f"{self._prompts.path}, row {row + 1:,}: {error}") from error
+                raise DataError(f"{self.prompts.path}, row {row + 1:,}: {error}") from error
 
     def check(self) -> int:
         """The number of rows; raises `DataError` for a prompt that can't be answered, before hours of others are."""
-        limit, rows = self._writer.base.max_length, 0
+        limit, rows = self.writer.base.max_length, 0
         for row, ids in self:
             rows += 1
             if len(ids) >= limit:
                 raise DataError(
-                    f"{self._prompts.path}, row {row + 1:,}: the prompt has {len(ids):,} tokens; the base reads "
+                    f"{self.prompts.path}, row {row + 1:,}: the prompt has {len(ids):,} tokens; the base reads "
                     f"{limit:,} at most, answer and all. Shorten or remove it."
                 )
         return rows
 
     def _with_system(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        if not self._system or turns[0].role == "system":
+        if not self.system or turns[0].role == "system":
             return turns
-        return (Turn("system", self._system), *turns)
+        return (Turn("system", self.system), *turns)
 
 
 class _Kept:
@@ -222,14 +212,29 @@ class _Kept:
         return True
 
 
-def _answer(
-    rows: _Rows, writer: Writer, sampling: Sampling, kept: _Kept, progress: Callable[[int], None]
-) -> None:
+def _identity(rows: _Rows, sampling: Sampling) -> dict[str, Any]:
+    """What answers depend on: those of a run that was stopped are gone on from where all of it is the same."""
+    prompts, writer = rows.prompts, rows.writer
+    return {
+        "source": file_hash(prompts.path),
+        "columns": dict(prompts.roles),
+        "written": [*(vars(prompts.options) if prompts.options else {}).values()],
+        "system": rows.system,
+        "raw": rows.raw,
+        "base": writer.base.content_hash,
+        "adapter": None if writer.adapted is None else _adapter_hash(writer),
+        "template": writer.template.to_dict(),
+        "sampling": sampling.model_dump(mode="json"),
+    }
+
+
+def _answer(rows: _Rows, sampling: Sampling, kept: _Kept, progress: Callable[[int], None]) -> None:
+    """Answer the prompts that have no answer yet; `progress` is told how many have one."""
     waiting = ((row, ids) for row, ids in rows if ids and row not in kept.answers)
     done = len(kept.answers)
     while chunk := list(islice(waiting, CHUNK)):
         numbers, prompts = [row for row, _ in chunk], [ids for _, ids in chunk]
-        for piece in writer.generator.stream(prompts, sampling, rows=numbers, pieces=False):
+        for piece in rows.writer.generator.stream(prompts, sampling, rows=numbers, pieces=False):
             if piece.answer is not None:
                 answer = piece.answer
                 kept.put(

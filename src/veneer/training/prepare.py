@@ -22,7 +22,7 @@ from veneer.models import Base, load_base
 from veneer.naming import setting
 from veneer.strict import StrictModel
 from veneer.tasks.adapted import Adapted, adapt
-from veneer.tasks.base import Encoded
+from veneer.tasks.base import Encoded, Task
 from veneer.tasks.fitting import fit_lora
 from veneer.tasks.inference import check_base, infer_kind
 from veneer.tasks.kind import Kind, Making, Settings
@@ -119,33 +119,10 @@ def set_up(
     config = _resolved(config, kind, options, prepared, base, precision, choices)
     config = config.replace(threads=_threads_set(config, device, choices))
     say("attaching the adapter")
-    adapted = adapt(
-        base,
-        task,
-        config.lora_config(),
-        max_length=config.max_length,
-        precision=precision,
-        mode=config.mode,
-        device=device,
-        seed=config.seed,
-    )
-    if precision.name == "int8":
-        choices.append(Choice("precision", "int8", adapted.precision.reason))
-    if config.gradient_checkpointing:
-        _check_recomputes(adapted)
-        adapted = replace(adapted, runner=adapted.runner.recomputing())
+    adapted = _attached(base, task, config, precision, device, choices)
     config = config.replace(mode=adapted.runner.mode)
-    choices.append(Choice("batches", adapted.runner.mode, adapted.runner.reason))
     say("reading the texts as tokens")
-    stores = {
-        split.name: task.encode(split, base.tokenizer, adapted.max_length)
-        for split in prepared.splits
-        if len(split)
-    }
-    choices += stores["train"].choices
-    for store in stores.values():
-        warnings += store.warnings
-    _note_cuts(stores, adapted.max_length, kind.cut_says(task), warnings)
+    stores = _stores(adapted, prepared, kind.cut_says(task), choices, warnings)
     if config.batch_size is None:
         config = config.replace(batch_size=_batch_size(stores["train"], choices))
     plan = Plan(
@@ -246,6 +223,51 @@ def _resolved(
     return config.replace(**changes)
 
 
+def _attached(
+    base: Base, task: Task, config: TrainConfig, precision: Precision, device: str, choices: list[Choice]
+) -> Adapted:
+    """The base with a new adapter, as the configuration has it; how its batches are computed is decided here."""
+    adapted = adapt(
+        base,
+        task,
+        config.lora_config(),
+        max_length=config.max_length,
+        precision=precision,
+        mode=config.mode,
+        device=device,
+        seed=config.seed,
+    )
+    if precision.name == "int8":
+        choices.append(Choice("precision", "int8", adapted.precision.reason))
+    if config.gradient_checkpointing:
+        _check_recomputes(adapted)
+        adapted = replace(adapted, runner=adapted.runner.recomputing())
+    choices.append(Choice("batches", adapted.runner.mode, adapted.runner.reason))
+    return adapted
+
+
+def _stores(
+    adapted: Adapted, prepared: PreparedData, lost: str, choices: list[Choice], warnings: list[str]
+) -> dict[str, Encoded]:
+    """Every split that has rows as tokens, by its name; `lost` says what it means where a text was cut."""
+    stores = {
+        split.name: adapted.task.encode(split, adapted.base.tokenizer, adapted.max_length)
+        for split in prepared.splits
+        if len(split)
+    }
+    choices += stores["train"].choices
+    for store in stores.values():
+        warnings += store.warnings
+    cut = sum(store.cut for store in stores.values())
+    if cut:
+        longest = max(store.longest for store in stores.values())
+        warnings.append(
+            f"{counted(cut, 'text')} cut to {adapted.max_length} tokens, which is what the model reads (the longest "
+            f"has {longest:,}); {lost}."
+        )
+    return stores
+
+
 def _prefixes(
     adapted: Adapted,
     stores: dict[str, Encoded],
@@ -283,13 +305,3 @@ def _prefixes(
     )
     choices.append(Choice("frozen prefix", f"{start} layers", reason))
     return found
-
-
-def _note_cuts(stores: dict[str, Encoded], max_length: int, lost: str, warnings: list[str]) -> None:
-    cut = sum(store.cut for store in stores.values())
-    if cut:
-        longest = max(store.longest for store in stores.values())
-        warnings.append(
-            f"{counted(cut, 'text')} cut to {max_length} tokens, which is what the model reads (the longest has "
-            f"{longest:,}); {lost}."
-        )
