@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from reference.families import FAMILIES, texts_of
 from reference.peft_oracle import compare_with_peft
 from veneer.engine import Runner, pack
-from veneer.engine.beginnings import beginnings_of
+from veneer.engine.beginnings import beginnings_of, common_beginning
 from veneer.lora import LoraConfig, adapter_parameters, attach
 
 
@@ -33,6 +36,12 @@ def test_the_tree() -> None:
     assert_close(batch.input_ids[found.first_token][nodes], batch.input_ids)
     assert_close(batch.position_ids[found.first_token][nodes], batch.position_ids)
     assert len(found.node_of_token) == batch.layout.rows
+
+
+@given(st.lists(st.lists(st.integers(0, 1), max_size=6), min_size=1, max_size=4))
+def test_the_common_beginning_is_the_one_that_paths_have(texts: list[list[int]]) -> None:
+    found = posixpath.commonpath(["/" + "/".join(map(str, text)) for text in texts])
+    assert common_beginning(texts) == len(found.split("/")) - 1 - (found == "/")
 
 
 def test_it_is_left_where_it_saves_little() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engine.test_program import adapted, texts_of
 from veneer.engine import Runner, pack
 from veneer.engine.frozen import FrozenLinear
-from veneer.engine.packing import few_numbers
+from veneer.engine.packing import few_numbers, filled_up
 from veneer.engine.token_loss import token_losses
 from veneer.tasks.adapted import length_batches
 
@@ -49,6 +49,15 @@ def test_few_numbers_are_few_and_waste_little(n: int) -> None:
 def test_they_are_few() -> None:
     assert len({few_numbers(n) for n in range(1, 1025)}) == 8 + 12 + 24
     assert len({few_numbers(n) for n in range(1025, 4097)}) == 24
+
+
+@given(st.integers(1, 300), st.sampled_from([(), (3,), (2, 3)]))
+def test_what_is_filled_up_keeps_its_rows(n: int, more: tuple[int, ...]) -> None:
+    x = torch.rand(n, *more) + 1.0
+    filled = filled_up(x)
+    assert filled.shape == (few_numbers(n), *more)
+    assert torch.equal(filled[:n], x)
+    assert not filled[n:].any()
 
 
 @pytest.mark.parametrize("kind", ["BERT", "GPT-2"])
