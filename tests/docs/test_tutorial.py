@@ -1,6 +1,4 @@
-"""The tutorial runs as it is written: every block of every chapter, and the pictures made from what it
-computed.
-"""
+"""The tutorial runs as it is written: every block of every chapter, and the pictures made from what it computed."""
 
 from __future__ import annotations
 

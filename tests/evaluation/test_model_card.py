@@ -1,5 +1,4 @@
-"""The model card, read by huggingface_hub's own parser and, its code, by Python and by transformers +
-PEFT."""
+"""The model card, read by huggingface_hub's own parser and, its code, by Python and by transformers + PEFT."""
 
 from __future__ import annotations
 

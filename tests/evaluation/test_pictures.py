@@ -1,5 +1,4 @@
-"""The pictures: they decode, hold ink, and stand odd labels and odd histories without a warning (an error
-here)."""
+"""The pictures: they decode, hold ink, and stand odd labels and odd histories without a warning (an error here)."""
 
 from __future__ import annotations
 

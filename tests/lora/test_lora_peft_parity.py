@@ -1,5 +1,4 @@
-"""PEFT itself as the oracle: gradients, adapters of ours in PEFT, adapters of PEFT in ours; for every
-option."""
+"""PEFT itself as the oracle: gradients, adapters of ours in PEFT, adapters of PEFT in ours; for every option."""
 
 from __future__ import annotations
 

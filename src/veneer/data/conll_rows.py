@@ -44,6 +44,7 @@ class _Layout:
     names: tuple[str, ...]
 
     def columns(self, line: str) -> list[str]:
+        """The cells of a line, without the end of the line; an empty line has none, or with tabs one empty cell."""
         return line.split("\t") if self.tab else line.split()
 
 

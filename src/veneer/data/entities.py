@@ -330,12 +330,14 @@ class _Faults:
         self.found: list[str] = []
 
     def add(self, row: int, what: str) -> None:
+        """Note what is wrong with a row, counted from 0 here and from 1 in words; of many only the first are kept."""
         if len(self.found) < _MOST_FAULTS:
             self.found.append(f"row {row + 1}: {what}")
         else:
             self.more += 1
 
     def raise_if_any(self) -> None:
+        """Raise `DataError` with the rows that were noted and how many more there were; nothing without any."""
         if self.found:
             more = f"; and {counted(self.more, 'more row')}" if self.more else ""
             raise DataError(f"{self.where}: {'; '.join(self.found)}{more}. Mend those rows (counted from 1).")

@@ -60,9 +60,7 @@ def group_equal(prints: UInts) -> Groups:
 
 
 def mix(keys: UInts, seed: int) -> UInts:
-    """Numbers that are evenly spread, from keys and a seed: the finalizer of SplitMix64 (Steele et al.
-    2014).
-    """
+    """Numbers that are evenly spread, from keys and a seed: the finalizer of SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         start = np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
         mixed = keys ^ start

@@ -230,9 +230,7 @@ def infer_task(
 
 
 def _joined(cells: Sequence[str]) -> str | None:
-    """The separator with which cells join labels that also occur alone, if that is how the column is
-    written.
-    """
+    """The separator with which cells join labels that also occur alone, if that is how the column is written."""
     for separator, enough in (("|", 0.5), (";", 0.5), (",", 0.9)):  # a comma may be part of a name
         joined = [cell for cell in cells if separator in cell]
         if not joined or len(joined) < 0.02 * len(cells):

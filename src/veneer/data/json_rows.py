@@ -76,6 +76,7 @@ class _Reader:
         self.decoder = json.JSONDecoder()
 
     def fill(self) -> None:
+        """Read on: what was passed leaves the buffer, and at least as much as is left in it comes behind."""
         # What is read doubles, so that large values stay linear.
         chunk = self.file.read(max(_CHUNK, len(self.buffer) - self.at))
         self.line += self.buffer.count("\n", 0, self.at)
@@ -93,14 +94,21 @@ class _Reader:
             self.fill()
 
     def advance(self, n: int) -> None:
+        """Pass n characters of the buffer."""
         self.at += n
 
     def expect(self, sign: str) -> None:
+        """Pass white space and this one character; `DataError` where another stands there."""
         if self.peek() != sign:
             raise self.fault(f"expected {sign!r}, found {self.peek()!r}")
         self.advance(1)
 
     def value(self) -> Any:
+        """Pass the next JSON value and give it, as `json.loads` would.
+
+        Raises:
+            DataError: it is no JSON, ends with the file, or lists stand in each other without end.
+        """
         self.peek()
         while True:
             try:
@@ -139,5 +147,6 @@ class _Reader:
         )
 
     def fault(self, what: str) -> DataError:
+        """An error, to be raised, that names the file and the line (from 1) where the reader stands."""
         line = self.line + self.buffer.count("\n", 0, self.at)
         return DataError(f"{self.path}, line {line}: {what}.")

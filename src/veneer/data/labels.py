@@ -210,9 +210,7 @@ def _unseen(where: str, unseen: Counter[str], labels: LabelSet) -> DataError:
 
 
 def encode_labels(cells: Iterable[Sequence[str | None]], labels: LabelSet, where: str) -> NDArray[np.int64]:
-    """The id of each row's label, (n,) int64, `MISSING` for none; `DataError` names labels that are not
-    known.
-    """
+    """The id of each row's label, (n,) int64, `MISSING` for none; `DataError` names labels that are not known."""
     known: dict[str | None, int] = {None: MISSING}
     unseen: Counter[str] = Counter()
     pieces: list[NDArray[np.int64]] = []

@@ -41,11 +41,20 @@ class PreparedData(Protocol):
     """Everything that training and evaluation need to know of the data; the rows are of the task's own kind."""
 
     @property
-    def train(self) -> Any: ...
+    def train(self) -> Any:
+        """The `Rows` that weights are fitted to."""
+        ...
+
     @property
-    def validation(self) -> Any: ...
+    def validation(self) -> Any:
+        """The `Rows` that decides which weights are kept; may be empty."""
+        ...
+
     @property
-    def test(self) -> Any: ...
+    def test(self) -> Any:
+        """The `Rows` that nothing is decided by; may be empty."""
+        ...
+
     @property
     def splits(self) -> tuple[Any, Any, Any]:
         """The three parts in this order."""

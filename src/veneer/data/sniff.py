@@ -59,9 +59,7 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True)
 class CsvLayout:
-    """How a delimited file is written. `columns` are its names, from the header or made up (column_1,
-    ...).
-    """
+    """How a delimited file is written. `columns` are its names, from the header or made up (column_1, ...)."""
 
     encoding: str
     delimiter: str
@@ -86,9 +84,7 @@ def csv_quoting(quoting: bool) -> Literal[0, 3]:
 
 
 def check_readable(path: Path) -> None:
-    """Raise `DataError` for what is no data file: missing, a folder, empty, an archive, an office
-    document.
-    """
+    """Raise `DataError` for what is no data file: missing, a folder, empty, an archive, an office document."""
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         listed = f" Files in it: {', '.join(inside[:8])}." if inside else " It holds no files."
@@ -189,9 +185,7 @@ def _characters(path: Path) -> tuple[int, int, bool]:
 
 
 def _first_fault(path: Path, encoding: str) -> int | None:
-    """The line number of the first bytes that `encoding` can't decode; raises `DataError` for binary
-    files.
-    """
+    """The line number of the first bytes that `encoding` can't decode; raises `DataError` for binary files."""
     decoder = codecs.getincrementaldecoder(encoding)()
     line = 1
     with path.open("rb") as file:
@@ -217,9 +211,7 @@ def _first_fault(path: Path, encoding: str) -> int | None:
 def find_layout(
     path: Path, encoding: str, delimiter: str | None, header: bool | None, quoting: bool | None
 ) -> tuple[CsvLayout, list[Choice]]:
-    """Delimiter, quoting, header and column names; what is given is checked, the rest inferred from the
-    top.
-    """
+    """Delimiter, quoting, header and column names; what is given is checked, the rest inferred from the top."""
     text, whole = _sample(path, encoding)
     if not text.strip():
         raise DataError(

@@ -115,9 +115,7 @@ def contradictions(groups: Groups, labels: Ints) -> tuple[int, Ints]:
 
 
 def sample_rows(groups: Groups, n: int, seed: int) -> Ints:
-    """`n` rows at random by the seed, ascending; copies of a text are in or out together, but for one
-    text.
-    """
+    """`n` rows at random by the seed, ascending; copies of a text are in or out together, but for one text."""
     order = keyed_order(groups.keys, seed ^ 0x5EED)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))

@@ -125,9 +125,7 @@ class Table:
 
 
 def read_table(path: str | Path, options: TableOptions | None = None) -> Table:
-    """The whole file as a table. Raises `DataError` for every fault of the file, with its place and the
-    mend.
-    """
+    """The whole file as a table. Raises `DataError` for every fault of the file, with its place and the mend."""
     import pyarrow as pa
 
     path, options = Path(path), options or TableOptions()
@@ -282,9 +280,7 @@ _KINDS = {str: "string", bool: "bool", int: "int", float: "float", list: "list",
 
 
 def _cell(value: Any, column: str, kinds: dict[str, str]) -> str | None:
-    """A JSON value as the text of a cell; notes its kind. Texts stay as they are, all else is written as
-    JSON.
-    """
+    """A JSON value as the text of a cell; notes its kind. Texts stay as they are, all else is written as JSON."""
     if value is None:
         return None
     kind = _KINDS[type(value)]

@@ -126,9 +126,7 @@ def _cut(row: Sequence[int], most: int | None, prefix: int, suffix: int, side: s
 
 
 class _Sink:
-    """Ids in memory, and from `IN_MEMORY_TOKENS` on in a file without a name, which goes when it is let
-    go.
-    """
+    """Ids in memory, and from `IN_MEMORY_TOKENS` on in a file without a name, which goes when it is let go."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
@@ -137,6 +135,7 @@ class _Sink:
         self.file: IO[bytes] | None = None
 
     def write(self, ids: Sequence[int]) -> None:
+        """Put ids behind the others; each has to fit `dtype`."""
         block = np.asarray(ids, dtype=np.int64)
         limit = np.iinfo(self.dtype).max
         assert not len(block) or (block.min() >= 0 and block.max() <= limit), (
@@ -156,6 +155,7 @@ class _Sink:
         self.pieces, self.held = [], 0
 
     def finish(self) -> Ids:
+        """(total,) all ids of `dtype`, in memory or mapped from the file; the last call."""
         if self.file is None:
             return np.concatenate(self.pieces) if self.pieces else np.zeros(0, self.dtype)
         self._spill()

@@ -84,16 +84,14 @@ class _Fitted:
 def rows_right(
     targets: NDArray[Any], probabilities: NDArray[Any], *, threshold: float = 0.5
 ) -> NDArray[np.bool_]:
-    """(N,) bool: the rows that are right; with several labels per text (2-d targets), right in every
-    label."""
+    """(N,) bool: the rows that are right; with several labels per text (2-d targets), right in every label."""
     if targets.ndim == 1:
         return np.asarray(probabilities.argmax(axis=1) == targets)
     return np.asarray(((probabilities > threshold) == targets.astype(np.bool_)).all(axis=1))
 
 
 def compared(baseline: Baseline, right: NDArray[np.bool_], *, seed: int = 0) -> Baseline:
-    """The baseline with the difference to an adapter that has the rows `right` (N,) right, resampled in
-    pairs."""
+    """The baseline with the difference to an adapter that has the rows `right` (N,) right, resampled in pairs."""
     if baseline.right is None:
         return baseline
     return replace(baseline, difference=paired_difference(right, baseline.right, seed=seed))

@@ -30,8 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell with more than text: `bar` (0 to 1) drawn behind it, `band` (low, high) marked on the
-    bar."""
+    """A table cell with more than text: `bar` (0 to 1) drawn behind it, `band` (low, high) marked on the bar."""
 
     text: str
     bar: float | None = None
@@ -107,8 +106,7 @@ Block: TypeAlias = Table | Paragraph | Preformatted | Spans | Picture | Columns 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it. `place` is "results" (after the numbers) or "end" (after the
-    data)."""
+    """A heading and what stands under it. `place` is "results" (after the numbers) or "end" (after the data)."""
 
     title: str
     blocks: tuple[Block, ...]

@@ -23,8 +23,7 @@ _SMOOTH_ABOVE = 40  # training points; more of them are drawn thin, with a runni
 
 @dataclass(frozen=True)
 class HistoryPoint:
-    """What was known after `step` optimiser steps, `epoch` (a fraction) and `examples` seen; None: not
-    measured."""
+    """What was known after `step` optimiser steps, `epoch` (a fraction) and `examples` seen; None: not measured."""
 
     step: int
     epoch: float
@@ -38,8 +37,7 @@ class HistoryPoint:
 
     @classmethod
     def read(cls, rows: Sequence[Mapping[str, Any]]) -> tuple[HistoryPoint, ...]:
-        """Points from the lines of a metrics file; keys that are not a field of HistoryPoint are left
-        aside."""
+        """Points from the lines of a metrics file; keys that are not a field of HistoryPoint are left aside."""
         names = {piece.name for piece in fields(cls)}
         return tuple(cls(**{key: value for key, value in row.items() if key in names}) for row in rows)
 

@@ -21,8 +21,7 @@ __all__ = ["BaseFacts", "Choice", "DataFacts", "LoraFacts", "ReportFacts", "Spee
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The base model: its name (hub name, or what it is called here), content hash, and number of
-    parameters."""
+    """The base model: its name (hub name, or what it is called here), content hash, and number of parameters."""
 
     name: str
     hash: str = ""
@@ -32,8 +31,7 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that was inferred: what, the value, and why; for example ("label column", "intent",
-    "...")."""
+    """Something that was inferred: what, the value, and why; for example ("label column", "intent", "...")."""
 
     what: str
     value: str
@@ -42,8 +40,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split: name ("train", "validation", "test"), number of rows, rows of each label (empty: no
-    labels)."""
+    """One split: name ("train", "validation", "test"), number of rows, rows of each label (empty: no labels)."""
 
     name: str
     rows: int
@@ -52,8 +49,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Where the rows came from, how they were split, what was inferred, and what has to be known about
-    them."""
+    """Where the rows came from, how they were split, what was inferred, and what has to be known about them."""
 
     source: str
     splits: tuple[SplitFacts, ...] = ()
@@ -64,8 +60,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class LoraFacts:
-    """What was adapted. `targets`: the patterns; `layers`: adapted layers; `details`: further settings to
-    show."""
+    """What was adapted. `targets`: the patterns; `layers`: adapted layers; `details`: further settings to show."""
 
     r: int
     alpha: float
@@ -132,8 +127,7 @@ class ReportFacts:
 
     @property
     def decisive(self) -> tuple[str, Metrics] | None:
-        """The name and the metrics of the split that decides: test before validation; None where neither is
-        there."""
+        """The name and the metrics of the split that decides: test before validation; None where neither is there."""
         if self.test is not None:
             return "test", self.test
         return None if self.validation is None else ("validation", self.validation)

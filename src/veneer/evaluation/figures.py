@@ -66,8 +66,7 @@ def with_style() -> Iterator[None]:
 
 
 def figure(*, height: float = 3.0, width: float = WIDTH_INCHES, rows: Any = None) -> tuple[Figure, Any]:
-    """A new figure (inches) and its axes; rows: relative heights of stacked axes, then a list of axes is
-    returned."""
+    """A new figure (inches) and its axes; rows: relative heights of stacked axes, then a list of axes is returned."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -79,8 +79,7 @@ def top_confusions_picture(confusion: NDArray[np.int64], labels: Sequence[str], 
 
 
 def calibration_diagram(calibration: Calibration, *, several_labels: bool = False) -> bytes:
-    """PNG: how often an answer of each confidence is right, and below it how many answers have that
-    confidence."""
+    """PNG: how often an answer of each confidence is right, and below it how many answers have that confidence."""
     filled = [piece for piece in calibration.bins if piece.count]
     middles = [(piece.lower + piece.upper) / 2 for piece in filled]
     width = calibration.bins[0].upper - calibration.bins[0].lower

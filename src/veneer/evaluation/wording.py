@@ -1,5 +1,4 @@
-"""Numbers as people read them: times, sizes, counts, long texts cut short. Knows nothing of what they
-measure."""
+"""Numbers as people read them: times, sizes, counts, long texts cut short. Knows nothing of what they measure."""
 
 from __future__ import annotations
 

@@ -128,6 +128,7 @@ class _LoraLinear(torch.autograd.Function):
         dropout: float,
         transposed: bool,
     ) -> Tensor:
+        """x (..., n) -> y (..., m); only what the wanted gradients need is kept."""
         keep = _keep_mask(x, dropout)
         y, h = _forward(x, weight, bias, lora_A, lora_B, scaling, keep, dropout, transposed)
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
@@ -147,6 +148,7 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of y's gradient (..., m): those of x, weight, bias, A and B in their own shapes and dtypes, where wanted."""
         x, weight, lora_A, lora_B, h, keep = ctx.saved_tensors
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         bias_dtype, A_dtype, B_dtype = ctx.dtypes

@@ -87,8 +87,7 @@ class LoraConfig(BaseModel):
     """True: A Kaiming uniform, B zero. "gaussian": A normal with standard deviation 1/r. False: B is not zero
     either. "pissa", "pissa_niter_N": the principal singular vectors (Meng et al. 2024, arXiv:2404.02948)."""
     qkv_slices: _Slices | None = None
-    """Ours: which of "q", "k", "v" of a fused projection (GPT-2's `c_attn`) get an adapter each, of rank
-    r."""
+    """Ours: which of "q", "k", "v" of a fused projection (GPT-2's `c_attn`) get an adapter each, of rank r."""
 
     if not TYPE_CHECKING:
 

@@ -143,12 +143,14 @@ class Int8Linear(nn.Module):
 class _Int8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, held: Int8Weight) -> Tensor:
+        """x (T, n) -> (T, m); nothing is kept but the weight, which is frozen."""
         ctx.held = held
         return held.product(x, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """(T, m) -> (T, n), the gradient of x."""
         return ctx.held.input_gradient(grad), None
 
 

@@ -100,6 +100,7 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(C, C)
 
     def forward(self, x: Tensor, attend: Attend, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); with a cache the T tokens stand behind those in it and see them, and join it."""
         q = self._split(self.W_query(x))  # (B, H, T, D)
         k = self._split(self.W_key(x))  # (B, H, T, D)
         v = self._split(self.W_value(x))  # (B, H, T, D)
@@ -121,7 +122,8 @@ class FeedForward(nn.Module):
         self.layers = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(approximate="tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)  # (B, T, C)
+        """(..., C) -> (..., C), each token by itself."""
+        return self.layers(x)
 
 
 class TransformerBlock(nn.Module):
@@ -137,6 +139,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Tensor, attend: Attend = causal_attention, cache: LayerCache | None = None
     ) -> Tensor:
+        """(B, T, C) -> (B, T, C); `attend` and `cache` as in `MultiHeadAttention`."""
         x = x + self.att(self.norm1(x), attend, cache)  # (B, T, C)
         return x + self.ff(self.norm2(x))  # (B, T, C)
 
@@ -165,10 +168,14 @@ class GPT(nn.Module):
     ) -> Tensor:
         """The logits (B, T, V) of every position, or (B, T, labels) with a classification head.
 
-        input_ids: (B, T) int64. position_ids: (B, T) or (T,), default counted from the cache's end. attend:
-        what computes attention; the packed engine's keeps apart the texts that lie in one row. cache: from
-        `new_cache`, extended in place by T tokens. Raises BaseError where the tokens reach beyond the context
-        length.
+        Args:
+            input_ids: (B, T) int64.
+            position_ids: (B, T) or (T,), default counted from the cache's end.
+            attend: what computes attention; the packed engine's keeps apart the texts that lie in one row.
+            cache: from `new_cache`, extended in place by T tokens.
+
+        Raises:
+            BaseError: the tokens reach beyond the context length.
         """
         return self.out_head(self.hidden_states(input_ids, position_ids, attend=attend, cache=cache))
 

@@ -57,15 +57,29 @@ class BaseLike(Protocol):
     """What a task may ask of a base: a `Base`, or a `Skeleton` without weights."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As it was given: on the hub, or a path."""
+        ...
+
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer of the base."""
+        ...
+
     @property
-    def pooling(self) -> Pooling: ...
+    def pooling(self) -> Pooling:
+        """How a head on whole texts reads it."""
+        ...
+
     @property
-    def causal(self) -> bool: ...
+    def causal(self) -> bool:
+        """Whether a token sees only what stands before it."""
+        ...
+
     @property
-    def max_length(self) -> int: ...
+    def max_length(self) -> int:
+        """The most tokens that it reads."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class _ClassifierCheck:
 
     @classmethod
     def of(cls, adapted: Adapted) -> _ClassifierCheck:
+        """Of an adapter that is not merged yet; `UserMistake` where its task is no classification."""
         return cls(adapted, classification_of(adapted, "veneer merge"), Reference.of(adapted))
 
     def drift(self, folder: Path, *, half: bool) -> Drift:
@@ -229,9 +230,11 @@ class _Check:
 
     @classmethod
     def of(cls, adapted: Adapted) -> _Check:
+        """Of an adapter that is not merged yet."""
         return cls(adapted, Replay.of(adapted))
 
     def drift(self, folder: Path, *, half: bool) -> Drift:
+        """By the task's own computation on the folder, as it is loaded again; `half`: its weights were rounded."""
         return self.replay.drift(_loaded(folder, self.adapted), half=half, what="The merged model")
 
 

@@ -40,6 +40,7 @@ class Weights:
 
     @classmethod
     def of(cls, run: Run) -> Weights:
+        """From the lengths of the training texts and the plan's order; nothing is computed with the model."""
         lengths = run.stores["train"].lengths.astype(np.int64)
         steps = [
             [int(lengths[rows].sum()) for rows in run.plan.batches(i)]
@@ -68,9 +69,11 @@ class TrialPlan(Plan):
 
     @property
     def steps(self) -> int:
+        """How many are run."""
         return len(self.chosen)
 
     def batches(self, step: int) -> list[NDArray[np.int64]]:
+        """The rows of each batch of the step-th chosen one, from 0."""
         return super().batches(self.chosen[step])
 
 
