@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "spam-gpt2": (
         *("packing", "program", "node", "reads", "bf16", "blocks"),
-        *("activation", "attention", "groups", "shapes", "allocation"),
+        *("kernels", "activation", "attention", "shapes", "allocation"),
     ),
-    "sst2-gpt2": ("prefix", "beginnings", "blocks", "node"),
-    "minilm-spam": ("node", "joined", "shapes", "allocation"),
-    "minilm-sst2": ("packing", "program", "reads", "bf16", "joined", "blocks", "attention", "groups"),
-    "instruction-gpt2": ("packing", "blocks", "reads", "activation"),
-    "predict-minilm": ("packing", "reads", "joined", "blocks"),
-    "predict-gpt2": ("reads", "beginnings", "blocks", "activation"),
+    "sst2-gpt2": ("prefix", "beginnings", "kernels", "node"),
+    "minilm-spam": ("kernels", "joined", "shapes", "allocation"),
+    "minilm-sst2": ("packing", "program", "reads", "bf16", "joined", "blocks", "attention", "kernels"),
+    "instruction-gpt2": ("packing", "blocks", "reads", "kernels"),
+    "predict-minilm": ("packing", "reads", "kernels", "blocks"),
+    "predict-gpt2": ("reads", "beginnings", "blocks", "kernels"),
     "tiny-gpt2": ("packing", "program", "reads", "attention"),
 }
 """Which techniques are switched off, one at a time, for which workload."""

@@ -35,6 +35,7 @@ __all__ = ["FAST", "FULL", "Effort", "SideFailedError", "measure"]
 ROOT = Path(__file__).resolve().parents[1]
 BASELINES = ("a", "b", "c")
 _LEAST_STEPS = 2  # of a round
+_LEAST_ROUND = 0.5  # of the time of (b)'s
 _LEAST_WARM = 6  # steps before the first round that is measured
 _BF16_WORTH = 1.3
 
@@ -100,6 +101,7 @@ class _Process:
         self.about: dict[str, Any] = {}
         self.done = 0
         self.rounds: list[Measured] = []
+        self.losses: list[float] = []
 
     def start(self) -> None:
         """Wait until it is set up."""
@@ -112,7 +114,9 @@ class _Process:
             self._process.stdin.write(f"{self.done} {self.done + steps}\n")
             self._process.stdin.flush()
         self.done += steps
-        return Measured(**self._read())
+        found = Measured(**self._read())
+        self.losses += found.losses
+        return found
 
     def finish(self) -> int:
         """End it; its peak memory in bytes."""
@@ -231,10 +235,12 @@ def _rounds(
     step_s = {p.name: min(p.run(first[p.name]).seconds) for p in processes}
     steps = {}
     for process in processes:
-        # In training ours and (c) do as many steps as (b); a prediction of ours is one step, of all texts.
+        # In training ours and (c) do as many steps as (b), and so many more that their first ones, with cold caches
+        # after another side's turn, weigh little; a prediction of ours is one step, of all texts.
         common = "b" if "b" in step_s else "ours"
-        like = process.name if process.name == "a" or not workload.train else common
-        least = 1 if process.name == "a" or not workload.train else _LEAST_STEPS
+        alone = process.name == "a" or not workload.train
+        least = 1 if alone else max(_LEAST_STEPS, int(_LEAST_ROUND * effort.round_s / step_s[process.name]))
+        like = process.name if alone else common
         steps[process.name] = effort.steps or max(least, int(effort.round_s / step_s[like]))
     for process in processes if workload.train else ():
         # Kernels for new shapes, first touches of memory. (a) has one shape; without (b) it has to keep in step.
@@ -290,7 +296,7 @@ def _result(
 
 def _loss_difference(processes: Sequence[_Process]) -> float | None:
     """Largest difference of our losses and (b)'s over their common steps, over the mean loss; None: no losses."""
-    found = {p.name: [loss for r in p.rounds for loss in r.losses] for p in processes}
+    found = {p.name: p.losses for p in processes}
     other = "b" if "b" in found else "a"
     pairs = list(zip(found["ours"], found.get(other, []), strict=False))
     if not pairs:

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.apart import Apart
-from veneer.engine import PackedBatch, Runner
+from veneer.engine import PackedBatch, Runner, choose_kernels, own_kernels, use_kernels
 from veneer.engine.activations import Activation, activation_of
-from veneer.engine.bins import Bins
 from veneer.engine.packing import Layout
 from veneer.tasks.adapted import Adapted
 
@@ -33,9 +31,9 @@ SWITCHES: dict[str, str] = {
     "blocks": "frozen bf16 weights as PyTorch keeps them, not laid out for the product",
     "activation": "the activation by PyTorch's own kernel",
     "attention": "attention by `scaled_dot_product_attention` on padded groups, and without `node`",
-    "groups": "attention with every text filled up to the longest of the batch",
     "shapes": "numbers of rows as they come, not filled up to repeat",
     "allocation": "freed memory given back to the system",
+    "kernels": "PyTorch's operators in place of the compiled kernels",
 }
 """Name, and what happens without the technique."""
 
@@ -57,6 +55,9 @@ def without(off: Collection[str]) -> Iterator[None]:
     if unknown:
         raise ValueError(f"there is no technique {', '.join(sorted(unknown))}; known: {', '.join(SWITCHES)}")
     with ExitStack() as stack:
+        if "kernels" in off:
+            stack.enter_context(own_kernels())
+            use_kernels(choose_kernels("pytorch", torch.device("cpu")))
         for technique in set(off) & _PATCHES.keys():
             for place, instead in _PATCHES[technique]:
                 stack.enter_context(patch(place, instead))
@@ -101,21 +102,7 @@ class _ReadsEverything:
 
 def _plain_activation(name: str) -> Activation | None:
     found = activation_of(name)
-    return None if found is None else replace(found, after=None, by_identity=False)
-
-
-def _to_the_longest(layout: Layout) -> tuple[Bins, ...]:
-    """A bin for each text, all of one length."""
-    if "the longest" not in layout.derived:
-        n, places = len(layout.lengths), -(-layout.longest // 32) * 32
-        lengths = np.asarray(layout.lengths)[:, None]
-        place = np.arange(places)
-        inside = place < lengths
-        token = np.where(inside, np.cumsum(lengths)[:, None] - lengths + place, layout.tokens)
-        text = np.where(inside, np.arange(n)[:, None], -1)
-        layout.derived["the longest"] = (Bins(token.astype(np.int32), text.astype(np.int32)),)
-    found: tuple[Bins, ...] = layout.derived["the longest"]
-    return found
+    return None if found is None else replace(found, after=None, by_identity=False, kernel=None)
 
 
 def _sdpa_rows(qkv: Tensor, layout: Layout, heads: int, scaling: float, *, causal: bool) -> Tensor:
@@ -161,7 +148,6 @@ _PATCHES: dict[str, list[tuple[str, Any]]] = {
         ("veneer.engine.blocks.attend_rows", _sdpa_rows),
         ("veneer.engine.blocks.is_plain", _never),
     ],
-    "groups": [("veneer.engine.row_attention.bins_of", _to_the_longest)],
     "shapes": [
         ("veneer.engine.packing.Layout.rows", property(lambda layout: layout.tokens)),
         ("veneer.engine.packing.few_numbers", _itself),

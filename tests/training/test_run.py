@@ -20,6 +20,9 @@ import torch
 
 from small_runs import config, messages, no_pictures, two_files
 from veneer.adapter import read_adapter
+from veneer.engine import choose_kernels
+from veneer.engine.native import kernels
+from veneer.engine.native.build import NotBuiltError
 from veneer.errors import CheckpointError, ConfigError, DriftError, Interrupted, UserMistake
 from veneer.lora import adapter_state_dict
 from veneer.tasks import loading
@@ -159,6 +162,43 @@ def test_a_run_goes_on_with_the_threads_it_began_with(place: Path, tmp_path: Pat
     assert counts == [2] * 12
     assert two_files(done.path) == two_files(whole.path)
     assert TrainConfig.from_yaml(done.path / "config.yaml").threads == 2
+
+
+@pytest.mark.skipif(
+    choose_kernels("auto", torch.device("cpu")).name != "compiled", reason="no compiled kernels here"
+)
+def test_a_run_goes_on_with_the_kernels_it_began_with(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the compiler went away in between, the run says so in place of ending in other bytes."""
+
+    class Seeing(Watching):
+        def step(self, info: StepInfo) -> None:
+            seen.append(kernels() is not None)
+            super().step(info)
+
+    seen: list[bool] = []
+    given, out = config(place), tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        train(given.replace(kernels="pytorch"), out=out, reporter=Seeing(5))
+    done = train(given.replace(kernels="pytorch"), out=out, reporter=Seeing())
+    assert seen == [False] * 12
+    assert TrainConfig.from_yaml(done.path / "config.yaml").kernels == "pytorch"
+    seen.clear()
+    out = tmp_path / "compiled"
+    with pytest.raises(Interrupted):
+        train(given, out=out, reporter=Seeing(5))
+    with monkeypatch.context() as without_compiler:
+        without_compiler.setattr("veneer.engine.native.choice._tried", not_built)
+        with pytest.raises(ConfigError, match=r"kernels.*can't be used here: no compiler"):
+            train(given, out=out, reporter=Seeing())
+    done = train(given, out=out, reporter=Seeing())
+    assert seen == [True] * 12
+    assert TrainConfig.from_yaml(done.path / "config.yaml").kernels == "compiled"
+
+
+def not_built() -> Any:
+    raise NotBuiltError("no compiler was found")
 
 
 def test_two_runs_do_not_write_one_place(place: Path, tmp_path: Path) -> None:

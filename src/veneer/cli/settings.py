@@ -296,6 +296,7 @@ TRAINING = (
         metavar="N",
         read=_threads,
     ),
+    Flag("kernels", "kernels", str, "auto, compiled or pytorch (auto).", "Training", metavar="WHICH"),
     Flag("seed", "seed", int, "Of new weights, order and dropout (0).", "Training", metavar="N"),
     Flag("no-baselines", "baselines", bool, "Don't compare with simpler means.", "Training", read=_no),
     Flag(

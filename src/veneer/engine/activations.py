@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from veneer.engine.by_hand import node_of_input
 from veneer.engine.frozen import After, followed_product, has_blocks
+from veneer.engine.native import Kernels, fits, kernels
 
 __all__ = ["Activation", "activation_of"]
 
@@ -36,28 +37,40 @@ class Activation:
         gradient: of the output (T, m), and the input (T, m) -> of the input (T, m).
         after: what oneDNN calls it, where it can follow a product.
         by_identity: whether bf16 on a CPU goes through a product with the identity.
+        kernel: what `veneer.engine.native` calls it.
     """
 
     value: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor], Tensor]
     after: After | None = None
     by_identity: bool = False
+    kernel: str | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, m) -> (T, m), differentiable."""
-        return node_of_input(x, self) if self._quicker(x) else self.value(x)
+        by_hand = self._compiled(x) is not None or self._quicker(x)
+        return node_of_input(x, self) if by_hand else self.value(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The value alone, without a graph."""
+        found = self._compiled(x)
+        if found is not None:
+            return found.value(self.kernel or "", x)
         if not self._quicker(x):
             return self.value(x)
         assert self.after is not None
-        found = followed_product(x.view(-1, _WIDTH), _identity(), None, self.after)
-        return found.view(x.shape)
+        y = followed_product(x.view(-1, _WIDTH), _identity(), None, self.after)
+        return y.view(x.shape)
 
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of the input `x`."""
+        found = self._compiled(x)
+        if found is not None and grad.is_contiguous() and grad.dtype is x.dtype:
+            return found.gradient(self.kernel or "", grad, x)
         return self.gradient(grad, x)
+
+    def _compiled(self, x: Tensor) -> Kernels | None:
+        return kernels() if self.kernel is not None and fits(x) else None
 
     def _quicker(self, x: Tensor) -> bool:
         return (
@@ -71,11 +84,15 @@ class Activation:
 
 
 _TANH = Activation(
-    _GELU_TANH, partial(_aten.gelu_backward, approximate="tanh"), ("gelu", "tanh"), by_identity=True
+    _GELU_TANH,
+    partial(_aten.gelu_backward, approximate="tanh"),
+    ("gelu", "tanh"),
+    by_identity=True,
+    kernel="gelu_tanh",
 )
-_SILU = Activation(nn.functional.silu, _aten.silu_backward)
+_SILU = Activation(nn.functional.silu, _aten.silu_backward, kernel="silu")
 _KNOWN: dict[str, Activation] = {
-    "gelu": Activation(nn.functional.gelu, _aten.gelu_backward, ("gelu", "none")),
+    "gelu": Activation(nn.functional.gelu, _aten.gelu_backward, ("gelu", "none"), kernel="gelu"),
     "gelu_new": _TANH,
     "gelu_pytorch_tanh": _TANH,
     "gelu_fast": _TANH,

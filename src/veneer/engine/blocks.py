@@ -24,6 +24,7 @@ from veneer.engine.activations import Activation
 from veneer.engine.beginnings import Beginnings
 from veneer.engine.block_step import Attention, BlockStep, Reading, ReadStep
 from veneer.engine.block_tail import Tail
+from veneer.engine.compiled_attention import read_attention, row_attention
 from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.norms import applied, is_plain
@@ -129,12 +130,13 @@ class Block:
     def _attention(self, x: Tensor, layout: Layout) -> Attention:
         """The attention over rows like those of x."""
         rows = RowAttention(layout, self.heads, self.scaling, self.causal, self._kv_heads, self.before)
-        return rows if self.turned is None else self.turned.attention(rows, x)
+        found = row_attention(rows, x)
+        return found if self.turned is None else self.turned.attention(found, x)
 
     def _reading(self, x: Tensor, layout: Layout, reads: Tensor, node: Tensor | None) -> Reading:
         """The attention of one token of each text; x are states of tokens, or of nodes."""
         rows = x if node is None else node
-        inner = ReadAttention(layout, self.heads, self.scaling, len(rows), self._kv_heads)
+        inner = read_attention(ReadAttention(layout, self.heads, self.scaling, len(rows), self._kv_heads), x)
         if self.turned is None:
             return inner
         return self.turned.reading(inner, reads, x if node is None else x.new_empty(len(node), 0))

@@ -22,13 +22,14 @@ from torch.autograd.function import once_differentiable
 from veneer.engine.activations import Activation
 from veneer.engine.frozen import FrozenLinear
 from veneer.engine.gated import Gated
+from veneer.engine.native import Kernels, Part, fits, kernels
 from veneer.lora.dora import Dora
 from veneer.lora.int8 import Int8Linear, Int8Weight
 from veneer.lora.layers import Layout, LoraLinear, layout_of
 
 __all__ = ["Joined", "LinearGroup", "Slot"]
 
-Part = tuple[int, int, float]
+Place = tuple[int, int, float]
 """First output, number of outputs and scaling of one adapter in a group."""
 
 _FACTORS = 3  # where the factors begin among the arguments of the autograd function
@@ -101,7 +102,7 @@ class LinearGroup:
         frozen = self._frozen_linear(bases, columns)
         sizes = [layout_of(base).sizes(base)[1] for base in bases]  # type: ignore[union-attr]
         factors: list[Tensor] = []
-        parts: list[Part] = []
+        parts: list[Place] = []
         start = 0
         for layer, size in zip(layers, sizes, strict=True):
             if isinstance(layer, LoraLinear) and layer.active:
@@ -115,11 +116,15 @@ class LinearGroup:
             bias = None if bias is None else bias[columns]
             factors, parts = _cut(factors, parts, columns)
             start = columns.stop - columns.start
-        A = B = None
-        if parts:
-            A, B = _side_by_side(factors, parts, start, dtype)
         shape = tuple(parts), tuple(factor.shape[0] for factor in factors[::2])
-        return Joined(frozen, bias, A, B, shape, tuple(factors))
+        if not parts or (compiled := _compiled(factors, dtype)) is None:
+            A, B = _side_by_side(factors, parts, start, dtype) if parts else (None, None)
+            return Joined(frozen, bias, A, B, shape, tuple(factors))
+        adapters = tuple(
+            Part(A_i.detach(), B_i.detach(), first, scaling)
+            for A_i, B_i, (first, _, scaling) in zip(factors[::2], factors[1::2], parts, strict=True)
+        )
+        return Joined(frozen, bias, None, None, shape, tuple(factors), compiled, adapters)
 
     def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear | Int8Weight:
         """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
@@ -178,6 +183,14 @@ class LinearGroup:
         self._stamp = _stamp([base.weight for base in bases])
 
 
+def _compiled(factors: Sequence[Tensor], dtype: torch.dtype) -> Kernels | None:
+    """The kernels for these factors: in bf16, where PyTorch's narrow products cost more than they compute."""
+    if dtype is not torch.bfloat16:
+        return None
+    wide = all(factor.dtype is torch.float32 and fits(factor) for factor in factors)
+    return kernels() if wide else None
+
+
 def _stamp(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """What changes when a tensor does: its place, its dtype, or the count of its changes in place."""
     return tuple((id(t), t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
@@ -195,7 +208,7 @@ def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.
     ).to(dtype)
 
 
-Shape = tuple[tuple[Part, ...], tuple[int, ...]]
+Shape = tuple[tuple[Place, ...], tuple[int, ...]]
 """The parts, and their ranks."""
 
 
@@ -207,10 +220,12 @@ def _hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _cut(factors: Sequence[Tensor], parts: Sequence[Part], columns: slice) -> tuple[list[Tensor], list[Part]]:
+def _cut(
+    factors: Sequence[Tensor], parts: Sequence[Place], columns: slice
+) -> tuple[list[Tensor], list[Place]]:
     """The adapters' factors for some of the outputs; adapters outside of them fall away."""
     kept: list[Tensor] = []
-    places: list[Part] = []
+    places: list[Place] = []
     for (start, size, scaling), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
         low, high = max(start, columns.start), min(start + size, columns.stop)
         if low < high:
@@ -229,6 +244,8 @@ class Joined:
         A, B: (R, n) and (M, R) of the adapters, B scaled, in the dtype of the product; None without any.
         shape: which adapter stands where.
         factors: the adapters' own A_1, B_1, A_2, ...
+        kernels: that compute the adapters, from `adapters`, in place of A and B; None: A and B do.
+        adapters: the factors and where they stand.
     """
 
     frozen: FrozenLinear | Int8Weight
@@ -237,6 +254,8 @@ class Joined:
     B: Tensor | None
     shape: Shape
     factors: tuple[Tensor, ...]
+    kernels: Kernels | None = None
+    adapters: tuple[Part, ...] = ()
 
     @property
     def trained(self) -> bool:
@@ -245,6 +264,10 @@ class Joined:
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(T, n) -> (T, M) x W^T + (x A^T) B^T + bias + residual, and x A^T (T, R) to be kept."""
+        if self.kernels is not None:
+            x = x.contiguous()
+            y = self.frozen.product(x, self.bias, residual)
+            return y, self.kernels.lora_forward(x, y, self.adapters)
         y = self.frozen.product(x, self.bias, residual)
         if self.A is None or self.B is None:
             return y, None
@@ -254,7 +277,7 @@ class Joined:
 
     def activated(self, x: Tensor, activation: Activation | Gated) -> Tensor:
         """(T, n) -> (T, M), with a gate half of it: an activation of `forward`, whose input nobody wants later."""
-        if self.A is None and activation.after is not None and isinstance(self.frozen, FrozenLinear):
+        if not self.shape[0] and activation.after is not None and isinstance(self.frozen, FrozenLinear):
             found = self.frozen.activated(x, self.bias, activation.after)
             if found is not None:
                 return found
@@ -271,6 +294,8 @@ class Joined:
             need_x: whether the input's is wanted.
             beside: what else flows into the input's gradient.
         """
+        if self.kernels is not None:
+            return self._compiled_backward(self.kernels, grad, x, h, need_x=need_x, beside=beside)
         g: Tensor | None = None
         if self.B is not None and (need_x or h is not None):
             g = torch.mm(grad, self.B)  # (T, R), scaled
@@ -283,6 +308,25 @@ class Joined:
             return grad_x, [None] * len(self.factors)
         dtypes = [factor.dtype for factor in self.factors]
         return grad_x, _of_factors(torch.mm(g.t(), x), torch.mm(grad.t(), h), self.shape, dtypes)
+
+    def _compiled_backward(
+        self,
+        compiled: Kernels,
+        grad: Tensor,
+        x: Tensor | None,
+        h: Tensor | None,
+        *,
+        need_x: bool,
+        beside: Tensor | None,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """`backward` by the kernels."""
+        grad = grad.contiguous()
+        grad_x = self.frozen.input_gradient(grad, beside) if need_x else None
+        x = None if h is None or x is None else x.contiguous()
+        if grad_x is None and x is None:
+            return None, [None] * len(self.factors)
+        found = compiled.lora_backward(grad, x, h, grad_x, self.adapters)
+        return grad_x, [*found] if found else [None] * len(self.factors)
 
 
 class _GroupLinear(torch.autograd.Function):
@@ -305,7 +349,7 @@ class _GroupLinear(torch.autograd.Function):
 
 @torch.no_grad()
 def _side_by_side(
-    factors: Sequence[Tensor], parts: Sequence[Part], outputs: int, dtype: torch.dtype
+    factors: Sequence[Tensor], parts: Sequence[Place], outputs: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """All A's under each other (R, n), and all scaled B's on the diagonal of (M, R), in `dtype`.
 

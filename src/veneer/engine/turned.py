@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.engine.by_hand import node_of_kept
+from veneer.engine.compiled_attention import CompiledRead, CompiledRows
 from veneer.engine.linears import Slot
 from veneer.engine.norms import norm_gradients, normed
 from veneer.engine.packing import Layout
@@ -57,7 +58,7 @@ class Turned:
         (of_q, q), (of_k, k) = self.norms
         return getattr(of_q, q), getattr(of_k, k)
 
-    def attention(self, inner: RowAttention, like: Tensor) -> TurnedAttention:
+    def attention(self, inner: RowAttention | CompiledRows, like: Tensor) -> TurnedAttention:
         """`inner` with what comes before it, for rows (R, ...) like these."""
         turning = self._turning(self.rotary.turn(inner.layout, like), self.heads, self.kv_heads)
         return TurnedAttention(inner, turning)
@@ -75,7 +76,7 @@ class Turned:
         """(R, 2 K D) keys and values -> the same, differentiable."""
         return node_of_kept(kv, self._turning(self.rotary.turn(layout, kv), 0, self.kv_heads))
 
-    def reading(self, inner: ReadAttention, read: Tensor, like: Tensor) -> TurnedReading:
+    def reading(self, inner: ReadAttention | CompiledRead, read: Tensor, like: Tensor) -> TurnedReading:
         """`inner` with what comes before it, for the tokens `read` (B,) of rows (R, ...) like these."""
         turn = self.rotary.turn(inner.layout, like)
         of_q, of_kv = self._turning(turn.at(read), self.heads, 0), self._turning(turn, 0, self.kv_heads)
@@ -147,7 +148,7 @@ class Turning:
 class TurnedAttention:
     """Attention over rows whose queries and keys are turned first; stands where `RowAttention` stands."""
 
-    inner: RowAttention
+    inner: RowAttention | CompiledRows
     turning: Turning
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -167,7 +168,7 @@ class TurnedAttention:
 class TurnedReading:
     """Attention of one token of each text, turned first as its keys are; stands where `ReadAttention` stands."""
 
-    inner: ReadAttention
+    inner: ReadAttention | CompiledRead
     of_q: Turning
     of_kv: Turning
 

@@ -62,6 +62,8 @@ class TrainConfig(StrictModel):
     device                 "auto", "cpu", "cuda", "mps"
     threads                that compute, on a CPU; "auto": what OMP_NUM_THREADS says, else by a measurement. The last
                            bits of a result depend on it: an unfinished run goes on with the number it began with
+    kernels                that compute on a CPU: "compiled" (by this machine's C compiler, once), "pytorch", or "auto":
+                           compiled where there is a compiler. For bits and unfinished runs see `threads`
     seed                   decides the new weights, the order of the texts and the dropout
     checkpoint_every_s     seconds between checkpoints
     trackers               trackers of accelerate, such as "tensorboard", "wandb"
@@ -97,6 +99,7 @@ class TrainConfig(StrictModel):
     mode: Literal["auto", "packed", "padded"] = "auto"
     device: str = "auto"
     threads: int | Literal["auto"] = "auto"
+    kernels: Literal["auto", "compiled", "pytorch"] = "auto"
     seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
     checkpoint_every_s: float = pydantic.Field(default=20.0, gt=0)
     trackers: tuple[str, ...] = ()

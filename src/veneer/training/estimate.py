@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from veneer.data.choices import counted
-from veneer.engine import own_threads
+from veneer.engine import own_kernels, own_threads
 from veneer.evaluation.wording import bytes_text, duration
 from veneer.files import cache_folder, write_text
 from veneer.lora import quantizable
@@ -125,6 +125,7 @@ class Estimate:
 
 
 @own_threads()
+@own_kernels()
 def estimate(
     config: TrainConfig, *, device: str | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Estimate:

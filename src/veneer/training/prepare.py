@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
 from veneer.data.choices import Choice, counted
 from veneer.data.prepared import PreparedData
 from veneer.data.sources import Source
-from veneer.engine import Precision, choose_precision, choose_threads
+from veneer.engine import Precision, choose_kernels, choose_precision, choose_threads, use_kernels
 from veneer.engine.prefix import PrefixStore, build_prefix, first_trained_block
 from veneer.errors import ConfigError
 from veneer.models import Base, load_base
@@ -84,7 +85,8 @@ def set_up(
 ) -> Run:
     """Read the data, load the base, attach the adapter, tokenise.
 
-    Sets PyTorch's number of threads (`config.threads`) for the whole process; `own_threads` gives it back.
+    Sets PyTorch's number of threads and the kernels (`config.threads`, `config.kernels`) for the whole process;
+    `own_threads` and `own_kernels` give them back.
 
     Args:
         config: as given; resolved values in it are kept.
@@ -118,6 +120,7 @@ def set_up(
     precision = choose_precision(config.precision, torch.device(device))
     config = _resolved(config, kind, options, prepared, base, precision, choices)
     config = config.replace(threads=_threads_set(config, device, choices))
+    config = config.replace(kernels=_kernels_set(config, device, choices, say))
     say("attaching the adapter")
     adapted = _attached(base, task, config, precision, device, choices)
     config = config.replace(mode=adapted.runner.mode)
@@ -152,6 +155,17 @@ def _threads_set(config: TrainConfig, device: str, choices: list[Choice]) -> int
     if config.threads == "auto":
         choices.append(Choice("threads", str(found.count), found.reason))
     return found.count
+
+
+def _kernels_set(
+    config: TrainConfig, device: str, choices: list[Choice], say: Callable[[str], None]
+) -> Literal["compiled", "pytorch"]:
+    say("making the kernels ready")
+    found = choose_kernels(config.kernels, torch.device(device))
+    use_kernels(found)
+    if config.kernels == "auto":
+        choices.append(Choice("kernels", found.name, found.reason))
+    return found.name
 
 
 def _batch_size(store: Encoded, choices: list[Choice]) -> int:

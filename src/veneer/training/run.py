@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 
 from veneer.adapter import refuse_existing
-from veneer.engine import choose_precision, choose_threads, own_threads
+from veneer.engine import choose_kernels, choose_precision, choose_threads, own_kernels, own_threads
 from veneer.errors import ConfigError, Interrupted
 from veneer.files import only_one, write_text
 from veneer.naming import setting
@@ -85,6 +85,7 @@ class Quiet:
 
 
 @own_threads()
+@own_kernels()
 def train(
     config: TrainConfig,
     *,
@@ -283,6 +284,8 @@ def _agreed(config: TrainConfig, accelerator: Any) -> TrainConfig:
         changes["precision"] = choose_precision(config.precision, accelerator.device).setting
     if config.threads == "auto":
         changes["threads"] = choose_threads("auto", accelerator.device).count
+    if config.kernels == "auto":
+        changes["kernels"] = choose_kernels("auto", accelerator.device).name
     return config.replace(**broadcast_object_list([changes])[0])
 
 

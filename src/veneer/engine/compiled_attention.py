@@ -1,0 +1,128 @@
+"""Attention over packed rows by the compiled kernels; stands where `veneer.engine.row_attention`'s stands.
+
+The kernels go from text to text, so that nothing is laid out, nothing is padded, and nothing is kept but the input.
+
+This file knows tensors and layouts, no model. Shapes as in `veneer.engine.row_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from veneer.engine.native import Kernels, Texts, fits, kernels
+from veneer.engine.packing import Layout
+from veneer.engine.row_attention import ReadAttention, RowAttention
+
+__all__ = ["CompiledRead", "CompiledRows", "read_attention", "row_attention"]
+
+
+def row_attention(plain: RowAttention, like: Tensor) -> RowAttention | CompiledRows:
+    """The attention for rows like these: by the kernels where there are any."""
+    found = kernels() if fits(like) else None
+    return plain if found is None else CompiledRows(plain, found)
+
+
+def read_attention(plain: ReadAttention, like: Tensor) -> ReadAttention | CompiledRead:
+    """The same for one token of each text."""
+    found = kernels() if fits(like) else None
+    return plain if found is None else CompiledRead(plain, found)
+
+
+@dataclass(frozen=True)
+class CompiledRows:
+    """`RowAttention` by the kernels.
+
+    Attributes:
+        plain: what it stands for.
+        kernels: that compute.
+    """
+
+    plain: RowAttention
+    kernels: Kernels
+
+    @property
+    def layout(self) -> Layout:
+        """Of the texts."""
+        return self.plain.layout
+
+    def forward(self, qkv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(R, W) -> (R, C), and what `backward` wants: the input."""
+        qkv = qkv.contiguous()
+        return self.kernels.attend(qkv, self._texts(qkv.shape[1])), [qkv]
+
+    def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """The gradient of the output (R, C) and what `forward` kept -> that of its input (R, W)."""
+        (qkv,) = kept
+        return self.kernels.attend_gradient(qkv, grad.contiguous(), self._texts(qkv.shape[1]))
+
+    def _texts(self, width: int) -> Texts:
+        plain, layout = self.plain, self.plain.layout
+        kv_heads = plain.kv_heads or plain.heads
+        key = ("rows", plain.heads, kv_heads, width, plain.scaling, plain.causal, plain.before)
+        if key not in layout.derived:
+            layout.derived[key] = Texts(
+                layout.cu_seqlens,
+                layout.cu_seqlens,
+                layout.tokens,
+                layout.longest,
+                layout.longest,
+                plain.heads,
+                kv_heads,
+                width // (plain.heads + 2 * kv_heads),
+                plain.scaling,
+                plain.causal,
+                plain.before,
+            )
+        found: Texts = layout.derived[key]
+        return found
+
+
+@dataclass(frozen=True)
+class CompiledRead:
+    """`ReadAttention` by the kernels.
+
+    Attributes:
+        plain: what it stands for.
+        kernels: that compute.
+    """
+
+    plain: ReadAttention
+    kernels: Kernels
+
+    @property
+    def layout(self) -> Layout:
+        """Of the texts."""
+        return self.plain.layout
+
+    def forward(self, q: Tensor, kv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """q (B, C), kv (R, 2 K D) keys and values -> (B, C), and what `backward` wants."""
+        q, kv = q.contiguous(), kv.contiguous()
+        return self.kernels.read(q, kv, self._texts(q.shape[1])), [q, kv]
+
+    def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradient of the output (B, C), and what `forward` kept -> those of q and kv."""
+        q, kv = kept
+        return self.kernels.read_gradient(q, kv, grad.contiguous(), self._texts(q.shape[1]))
+
+    def _texts(self, width: int) -> Texts:
+        plain, layout = self.plain, self.plain.layout
+        key = ("read", plain.heads, plain.kv_heads, width, plain.scaling)
+        if key not in layout.derived:
+            layout.derived[key] = Texts(
+                torch.arange(len(layout.lengths) + 1, dtype=torch.int32),
+                layout.cu_seqlens,
+                layout.tokens,
+                1,
+                layout.longest,
+                plain.heads,
+                plain.kv_heads or plain.heads,
+                width // plain.heads,
+                plain.scaling,
+                causal=False,
+            )
+        found: Texts = layout.derived[key]
+        return found

@@ -1,0 +1,20 @@
+"""Kernels in C, compiled once on the machine that runs them, with PyTorch's operators as the other way.
+
+`build` compiles and loads them, `kernels` calls them with tensors. They know numbers and places in memory; what they
+are used for is decided where they are called. They are used on CPUs, in fp32 and bf16.
+"""
+
+from veneer.engine.native.choice import KernelChoice, choose_kernels, kernels, own_kernels, use_kernels
+from veneer.engine.native.kernels import Kernels, Part, Texts, fits
+
+__all__ = [
+    "KernelChoice",
+    "Kernels",
+    "Part",
+    "Texts",
+    "choose_kernels",
+    "fits",
+    "kernels",
+    "own_kernels",
+    "use_kernels",
+]

@@ -1,0 +1,138 @@
+"""Whether the compiled kernels are used: for a process, as the number of threads is.
+
+The last bits of a result depend on it, so a run keeps what it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from veneer.engine.native.build import NotBuiltError, built
+from veneer.engine.native.kernels import Kernels, Part, Texts
+from veneer.errors import ConfigError
+from veneer.naming import setting
+
+__all__ = ["KernelChoice", "choose_kernels", "kernels", "own_kernels", "use_kernels"]
+
+Wanted = Literal["auto", "compiled", "pytorch"]
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """Which kernels compute, and why.
+
+    Attributes:
+        name: "compiled" or "pytorch".
+        reason: in words for the user.
+    """
+
+    name: Literal["compiled", "pytorch"]
+    reason: str
+
+
+class _Process:
+    """What this process uses: nothing is decided until it is asked for."""
+
+    decided = False
+    now: Kernels | None = None
+
+
+def kernels() -> Kernels | None:
+    """The compiled kernels, where this process uses them; what was not decided is decided as "auto"."""
+    if not _Process.decided:
+        use_kernels(choose_kernels("auto", torch.device("cpu")))
+    return _Process.now
+
+
+def choose_kernels(wanted: Wanted, device: torch.device) -> KernelChoice:
+    """What a run on `device` computes with; compiles the kernels if they are not yet, and tries them.
+
+    Args:
+        wanted: "auto": the compiled ones where there are any.
+        device: they are of use on a CPU only.
+
+    Raises:
+        ConfigError: "compiled" was asked for, and there are none.
+    """
+    if wanted == "pytorch":
+        return KernelChoice("pytorch", "asked for")
+    if device.type != "cpu":
+        if wanted == "compiled":
+            raise ConfigError(
+                f"{setting('kernels', 'compiled')}: the compiled kernels are for CPUs, and this computes on "
+                f"{device.type}. Leave it out, or give {setting('kernels', 'pytorch')}."
+            )
+        return KernelChoice("pytorch", f"computed on {device.type}")
+    try:
+        _, compiler = _tried()
+    except NotBuiltError as error:
+        if wanted == "compiled":
+            raise ConfigError(
+                f"{setting('kernels', 'compiled')}: the compiled kernels can't be used here: {error}. Mend that, or "
+                f"give {setting('kernels', 'pytorch')}; the last bits of a result depend on it."
+            ) from error
+        return KernelChoice("pytorch", f"compiled ones are faster, but {error}")
+    asked = "asked for" if wanted == "compiled" else "faster than PyTorch's operators"
+    return KernelChoice("compiled", f"{asked}; made by {compiler}")
+
+
+def use_kernels(choice: KernelChoice) -> None:
+    """Compute with them from now on, in this process."""
+    _Process.now = _tried()[0] if choice.name == "compiled" else None
+    _Process.decided = True
+
+
+@contextmanager
+def own_kernels() -> Iterator[None]:
+    """Inside, the kernels may be chosen; afterwards it is as it was."""
+    before = _Process.decided, _Process.now
+    try:
+        yield
+    finally:
+        _Process.decided, _Process.now = before
+
+
+@lru_cache(maxsize=1)
+def _tried() -> tuple[Kernels, str]:
+    """The kernels, after they gave what PyTorch gives on small examples, and what compiled them."""
+    library = built()
+    try:
+        found = Kernels(library.library)
+    except AttributeError as error:
+        raise NotBuiltError(f"what {library.compiler} made lacks a function: {error}") from error
+    with torch.inference_mode(False), torch.no_grad():
+        for name, given, expected in _examples(found):
+            if not torch.allclose(given, expected, rtol=1e-4, atol=1e-5):
+                raise NotBuiltError(
+                    f"what {library.compiler} made computes another {name} than PyTorch on this machine"
+                )
+    return found, library.compiler
+
+
+def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(what, by the kernels, by PyTorch) in fp32, which goes through the same lines as bf16."""
+    x = torch.arange(1200, dtype=torch.float32).mul_(0.37).sin_().mul_(3.0).view(20, 60)
+    for name, of in (("silu", nn.functional.silu), ("gelu", nn.functional.gelu)):
+        yield name, found.value(name, x), of(x)
+    yield "tanh form of GELU", found.value("gelu_tanh", x), nn.functional.gelu(x, approximate="tanh")
+    qkv = x[:19].contiguous()
+    first = torch.tensor([0, 2, 19], dtype=torch.int32)
+    texts = Texts(first, first, 19, 17, 17, 2, 2, 10, 0.3, causal=True)
+    by_text = []
+    for text in qkv.split([2, 17]):
+        q, k, v = text.view(len(text), 3, 2, 10).permute(1, 2, 0, 3)
+        seen = torch.ones(len(text), len(text), dtype=torch.bool).tril()
+        p = (q @ k.transpose(1, 2) * 0.3).masked_fill(~seen, -torch.inf).softmax(-1)
+        by_text.append((p @ v).transpose(0, 1).flatten(1))
+    yield "attention", found.attend(qkv, texts), torch.cat(by_text)
+    A, B = x[:5, :60].contiguous(), x[:, 10:15].contiguous()
+    y = torch.zeros(20, 20)
+    found.lora_forward(x, y, [Part(A, B, 0, 0.7)])
+    yield "LoRA product", y, 0.7 * (x @ A.t()) @ B.t()

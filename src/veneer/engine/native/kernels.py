@@ -1,0 +1,329 @@
+"""The compiled kernels, called with tensors.
+
+Every tensor is on the CPU, in fp32 or bf16 and contiguous; `fits` says whether one is. Sums are in fp32 in both.
+
+This file knows tensors and the functions of `source/`; it knows no layer and no model.
+
+Shapes: T tokens, R >= T rows, B texts, H heads, K key-value heads, D head size, n inputs, N outputs, r rank, L the
+parts' ranks, each rounded up to a multiple of 16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Kernels", "Part", "Texts", "fits"]
+
+_P, _S, _I, _F = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_float
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_LANES = 16
+_ALL = 2**62  # tokens before a query: every one
+
+
+def fits(x: Tensor) -> bool:
+    """Whether the kernels take a tensor."""
+    return x.device.type == "cpu" and x.dtype in _SUFFIX and x.is_contiguous()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Attention of packed texts.
+
+    Attributes:
+        q_first, k_first: (B + 1,) int32, where each text's queries, and its keys and values, begin.
+        tokens: T, of the keys.
+        longest_q, longest_k: most queries, and most keys, of a text.
+        heads, kv_heads, size: H, K and D.
+        scaling: of the scores.
+        causal: a query sees what stands before it and itself.
+        before: and no more than so many before it; None: all.
+    """
+
+    q_first: Tensor
+    k_first: Tensor
+    tokens: int
+    longest_q: int
+    longest_k: int
+    heads: int
+    kv_heads: int
+    size: int
+    scaling: float
+    causal: bool
+    before: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter of a group of layers: A (r, n) and B (outputs, r) in fp32, for the outputs from `start` on."""
+
+    A: Tensor
+    B: Tensor
+    start: int
+    scaling: float
+
+
+class _Texts(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("q", "k", "v")),
+        *((name, _S) for name in ("ldq", "ldk")),
+        *((name, _P) for name in ("q_first", "k_first")),
+        *((name, _S) for name in ("texts", "heads", "kv_heads", "D")),
+        ("scaling", _F),
+        ("causal", _I),
+        ("before", _S),
+    ]
+
+
+class _Part(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("A", "B", "of_A", "of_B")),
+        *((name, _S) for name in ("r", "start", "outputs", "at")),
+        ("scaling", _F),
+    ]
+
+
+_TYPES: dict[str, tuple[Any, list[Any]]] = {
+    "gelu_tanh_value": (None, [_P, _P, _S, _I]),
+    "gelu_value": (None, [_P, _P, _S, _I]),
+    "silu_value": (None, [_P, _P, _S, _I]),
+    "gelu_tanh_gradient": (None, [_P, _P, _P, _S, _I]),
+    "gelu_gradient": (None, [_P, _P, _P, _S, _I]),
+    "silu_gradient": (None, [_P, _P, _P, _S, _I]),
+    "attention_scratch": (_S, [_S, _S, _S]),
+    "attend": (None, [_P, _P, _S, _S, _P, _S, _I]),
+    "attend_gradient": (None, [_P, _P, _S, _P, _P, _P, _P, _S, _P, _S, _I]),
+    "lora_forward": (None, [_P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
+    "lora_backward": (None, [_P, _P, _P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
+}
+
+
+class Kernels:
+    """A loaded library's functions for tensors.
+
+    Args:
+        library: of `veneer.engine.native.build.built`.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions: dict[tuple[str, torch.dtype], Any] = {}
+        for name, (result, arguments) in _TYPES.items():
+            for dtype, suffix in _SUFFIX.items():
+                function = getattr(library, f"{name}_{suffix}")
+                function.restype, function.argtypes = result, arguments
+                self._functions[name, dtype] = function
+        self._lora_floats = library.lora_floats
+        self._lora_floats.restype, self._lora_floats.argtypes = _S, [_S, _S, _S]
+
+    def value(self, name: str, x: Tensor) -> Tensor:
+        """An activation of x, of any shape: "gelu", "gelu_tanh", "silu"."""
+        y = torch.empty_like(x)
+        self._functions[f"{name}_value", x.dtype](x.data_ptr(), y.data_ptr(), x.numel(), _threads())
+        return y
+
+    def gradient(self, name: str, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient of an activation's input x from that of its output, both of one shape."""
+        y = torch.empty_like(x)
+        function = self._functions[f"{name}_gradient", x.dtype]
+        function(grad.data_ptr(), x.data_ptr(), y.data_ptr(), x.numel(), _threads())
+        return y
+
+    def attend(self, qkv: Tensor, texts: Texts) -> Tensor:
+        """(R, (H + 2 K) D) queries, keys and values side by side -> (R, H D); rows behind the texts are zero."""
+        q, k, v = _places_of(qkv, texts)
+        return self._attend(q, k, v, qkv.shape[1], qkv.shape[1], texts, qkv)
+
+    def attend_gradient(self, qkv: Tensor, grad: Tensor, texts: Texts) -> Tensor:
+        """The gradient of `qkv`, from that of `attend`'s output (R, H D); rows behind the texts are zero."""
+        out = torch.empty_like(qkv)
+        places, widths = _places_of(qkv, texts), (qkv.shape[1], qkv.shape[1])
+        self._attend_gradient(places, widths, grad, _places_of(out, texts), out, texts)
+        return out
+
+    def read(self, q: Tensor, kv: Tensor, texts: Texts) -> Tensor:
+        """q (B, H D), one query a text, and kv (R, 2 K D) keys and values side by side -> (B, H D)."""
+        k, v = _halves_of(kv)
+        return self._attend(q.data_ptr(), k, v, q.shape[1], kv.shape[1], texts, q)
+
+    def read_gradient(self, q: Tensor, kv: Tensor, grad: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+        """The gradients of `q` and `kv` from that of `read`'s output (B, H D)."""
+        of_q, of_kv = torch.empty_like(q), torch.empty_like(kv)
+        self._attend_gradient(
+            (q.data_ptr(), *_halves_of(kv)),
+            (q.shape[1], kv.shape[1]),
+            grad,
+            (of_q.data_ptr(), *_halves_of(of_kv)),
+            of_kv,
+            texts,
+        )
+        return of_q, of_kv
+
+    def _attend(self, q: int, k: int, v: int, ldq: int, ldk: int, texts: Texts, like: Tensor) -> Tensor:
+        """Attention of what begins at these places; the output has as many rows as `like`."""
+        width = texts.heads * texts.size
+        out = like.new_empty(like.shape[0], width)
+        scratch, floats, threads = self._scratch(texts, like.dtype)
+        self._functions["attend", like.dtype](
+            ctypes.byref(_texts(q, k, v, ldq, ldk, texts)),
+            out.data_ptr(),
+            width,
+            like.shape[0],
+            scratch.data_ptr(),
+            floats,
+            threads,
+        )
+        return out
+
+    def _attend_gradient(
+        self,
+        places: tuple[int, int, int],
+        widths: tuple[int, int],
+        grad: Tensor,
+        gradients: tuple[int, int, int],
+        rows: Tensor,
+        texts: Texts,
+    ) -> None:
+        """The gradients of what begins at these places into what begins at those; `rows` holds those of the keys."""
+        scratch, floats, threads = self._scratch(texts, grad.dtype)
+        self._functions["attend_gradient", grad.dtype](
+            ctypes.byref(_texts(*places, *widths, texts)),
+            grad.data_ptr(),
+            texts.heads * texts.size,
+            *gradients,
+            rows.data_ptr(),
+            rows.shape[0],
+            scratch.data_ptr(),
+            floats,
+            threads,
+        )
+
+    def _scratch(self, texts: Texts, dtype: torch.dtype) -> tuple[Tensor, int, int]:
+        """Room for all threads, floats of each, and how many threads."""
+        wanted, threads = self._functions["attention_scratch", dtype], _threads()
+        floats = wanted(texts.longest_q, texts.longest_k, texts.size)
+        return torch.empty(floats * threads), floats, threads
+
+    def lora_forward(self, x: Tensor, y: Tensor, parts: Sequence[Part]) -> Tensor:
+        """Add to y (R, N) what the parts make of x (R, n); -> (R, L) fp32, x A^T of each, for `lora_backward`."""
+        (M, K), N = x.shape, y.shape[1]
+        given, ld = _given(parts, None)
+        h, shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
+        self._functions["lora_forward", x.dtype](
+            x.data_ptr(),
+            y.data_ptr(),
+            M,
+            K,
+            N,
+            given,
+            len(parts),
+            h.data_ptr(),
+            ld,
+            shared.data_ptr(),
+            scratch.data_ptr(),
+            floats,
+            threads,
+        )
+        return h
+
+    def lora_backward(
+        self, grad: Tensor, x: Tensor | None, h: Tensor | None, of_x: Tensor | None, parts: Sequence[Part]
+    ) -> list[Tensor]:
+        """From the gradient of y (R, N): that of x is added to `of_x` (R, n); -> those of A_1, B_1, A_2, ..., in fp32.
+
+        Args:
+            grad: of y.
+            x, h: what `lora_forward` was given and gave; None: the factors' gradients are not wanted, and none come.
+            of_x: None: not wanted.
+            parts: as in `lora_forward`.
+        """
+        M, N = grad.shape
+        K = parts[0].A.shape[1]
+        found = [] if x is None else [torch.empty_like(f) for part in parts for f in (part.A, part.B)]
+        given, ld = _given(parts, found)
+        u, shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
+        self._functions["lora_backward", grad.dtype](
+            grad.data_ptr(),
+            _or_none(x),
+            _or_none(h),
+            _or_none(of_x),
+            M,
+            K,
+            N,
+            given,
+            len(parts),
+            u.data_ptr(),
+            ld,
+            shared.data_ptr(),
+            scratch.data_ptr(),
+            floats,
+            threads,
+        )
+        return found
+
+    def _lora_room(self, M: int, K: int, N: int, ld: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """(M, L) for the narrow product, room that threads share, room of their own, floats of it, and how many."""
+        threads = _threads()
+        floats = self._lora_floats(K, N, ld)
+        return (
+            torch.empty(M, ld),
+            torch.empty(ld * max(K, N)),
+            torch.empty(floats * threads),
+            floats,
+            threads,
+        )
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _or_none(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _places_of(qkv: Tensor, texts: Texts) -> tuple[int, int, int]:
+    """Where queries, keys and values begin in memory."""
+    place, head = qkv.data_ptr(), texts.size * qkv.element_size()
+    return place, place + texts.heads * head, place + (texts.heads + texts.kv_heads) * head
+
+
+def _halves_of(kv: Tensor) -> tuple[int, int]:
+    """Where keys and values begin in memory."""
+    return kv.data_ptr(), kv.data_ptr() + kv.shape[1] // 2 * kv.element_size()
+
+
+def _texts(q: int, k: int, v: int, ldq: int, ldk: int, texts: Texts) -> _Texts:
+    return _Texts(
+        q,
+        k,
+        v,
+        ldq,
+        ldk,
+        texts.q_first.data_ptr(),
+        texts.k_first.data_ptr(),
+        len(texts.q_first) - 1,
+        texts.heads,
+        texts.kv_heads,
+        texts.size,
+        texts.scaling,
+        texts.causal,
+        _ALL if texts.before is None else texts.before,
+    )
+
+
+def _given(parts: Sequence[Part], found: Sequence[Tensor] | None) -> tuple[Any, int]:
+    """The parts as the kernels take them, with places for their gradients, and L."""
+    given, at = (_Part * len(parts))(), 0
+    for i, part in enumerate(parts):
+        of_A, of_B = (found[2 * i].data_ptr(), found[2 * i + 1].data_ptr()) if found else (None, None)
+        outputs, r = part.B.shape
+        given[i] = _Part(
+            part.A.data_ptr(), part.B.data_ptr(), of_A, of_B, r, part.start, outputs, at, part.scaling
+        )
+        at += -(-r // _LANES) * _LANES
+    return given, at

@@ -1,0 +1,53 @@
+/* Activations and their gradients, element by element; included once for each dtype. */
+
+/* GELU's tanh form (Hendrycks & Gimpel 2016, section 2) as x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). */
+INLINE float FN(gelu_tanh_of)(float x) {
+    return x / (1.0f + e_to(-x * (1.5957691216f + 0.0713548162726f * x * x)));
+}
+INLINE float FN(gelu_tanh_slope)(float x) {
+    float s = 1.0f / (1.0f + e_to(-x * (1.5957691216f + 0.0713548162726f * x * x)));
+    return s + x * s * (1.0f - s) * (1.5957691216f + 0.2140644488178f * x * x);
+}
+
+/* The normal distribution from e = e^(-x^2 / 2): Abramowitz & Stegun 1964, 7.1.26, off by 7.5e-8 at most. */
+INLINE float FN(normal)(float x, float e) {
+    float t = 1.0f / fmaf(0.3275911f * 0.70710678f, fabsf(x), 1.0f);
+    float p = fmaf(t, 1.061405429f, -1.453152027f);
+    p = fmaf(p, t, 1.421413741f);
+    p = fmaf(p, t, -0.284496736f);
+    p = fmaf(p, t, 0.254829592f) * t * e * 0.5f;
+    return x < 0.0f ? p : 1.0f - p;
+}
+INLINE float FN(gelu_of)(float x) { return x * FN(normal)(x, e_to(-0.5f * x * x)); }
+INLINE float FN(gelu_slope)(float x) {
+    float e = e_to(-0.5f * x * x);
+    return FN(normal)(x, e) + x * e * 0.39894228f;
+}
+
+INLINE float FN(silu_of)(float x) { return x / (1.0f + e_to(-x)); }
+INLINE float FN(silu_slope)(float x) {
+    float s = 1.0f / (1.0f + e_to(-x));
+    return s + x * s * (1.0f - s);
+}
+
+/* y (n,) = f(x), and y (n,) = grad f'(x). */
+#define ACTIVATION(f)                                                                                  \
+    void FN(f##_value)(const REAL *x, REAL *y, size n, int threads) {                                  \
+        PARALLEL(threads) {                                                                            \
+            size i, end;                                                                               \
+            share(n, 4096, THREAD, TEAM, &i, &end);                                                    \
+            for (; i < end; i++) STORE(y + i, FN(f##_of)(LOAD(x + i)));                                \
+        }                                                                                              \
+    }                                                                                                  \
+    void FN(f##_gradient)(const REAL *grad, const REAL *x, REAL *y, size n, int threads) {             \
+        PARALLEL(threads) {                                                                            \
+            size i, end;                                                                               \
+            share(n, 4096, THREAD, TEAM, &i, &end);                                                    \
+            for (; i < end; i++) STORE(y + i, LOAD(grad + i) * FN(f##_slope)(LOAD(x + i)));            \
+        }                                                                                              \
+    }
+
+ACTIVATION(gelu_tanh)
+ACTIVATION(gelu)
+ACTIVATION(silu)
+#undef ACTIVATION

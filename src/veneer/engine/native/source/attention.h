@@ -1,0 +1,188 @@
+/* Attention of packed texts, straight from the rows and back into them; included once for each dtype.
+
+   Each text and key-value head is a task of its own. Its numbers are small: they are widened into a scratch, where
+   scores, probabilities and gradients stay, and only rows are written. Probabilities are computed again for the
+   gradient, so that nothing is kept.
+
+   A text's queries are rows q_first[t] to q_first[t + 1] - 1 of q, its keys and values rows k_first[t] to
+   k_first[t + 1] - 1 of k and v. H heads stand side by side in a row of q, K in one of k and v, D numbers each. */
+
+typedef struct {
+    const REAL *q, *k, *v;
+    size ldq, ldk;
+    const int32_t *q_first, *k_first;
+    size texts, heads, kv_heads, D;
+    float scaling;
+    int causal;  /* a query sees what stands before it and itself: only where there are as many queries as keys */
+    size before; /* and no more than so many before it */
+} FN(Texts);
+
+/* (n, D) rows -> (n, ld) floats times `factor`; what stands behind D, and n up to a multiple of LANES, is zero. */
+static void FN(widen)(const REAL *from, size ldfrom, size n, size D, float factor, float *to, size ld) {
+    for (size i = 0; i < n; i++) {
+        size d = 0;
+        for (; d + LANES <= D; d += LANES)
+            for (size e = 0; e < LANES; e++) to[i * ld + d + e] = LOAD(from + i * ldfrom + d + e) * factor;
+        for (; d < ld; d++) to[i * ld + d] = d < D ? LOAD(from + i * ldfrom + d) * factor : 0.0f;
+    }
+    memset(to + n * ld, 0, (up_to_lanes(n) - n) * ld * sizeof(float));
+}
+
+/* (n, ld) -> (ld, ldto), both padded with zeros to multiples of LANES. */
+static void FN(turn)(const float *from, size ld, float *to, size ldto) {
+    for (size i = 0; i < ldto; i += LANES)
+        for (size d = 0; d < ld; d += LANES) turn_block(from + i * ld + d, ld, to + d * ldto + i, ldto);
+}
+
+static void FN(narrow)(const float *from, size ld, size n, size D, float factor, REAL *to, size ldto) {
+    for (size i = 0; i < n; i++) {
+        size d = 0;
+        for (; d + LANES <= D; d += LANES)
+            for (size e = 0; e < LANES; e++) STORE(to + i * ldto + d + e, from[i * ld + d + e] * factor);
+        for (; d < D; d++) STORE(to + i * ldto + d, from[i * ld + d] * factor);
+    }
+}
+
+/* s (m, ld) scores -> the softmax over what each query sees, zeros elsewhere. */
+static void FN(softmax)(float *s, size m, size n, size ld, int causal, size before) {
+    for (size i = 0; i < m; i++) {
+        float *row = s + i * ld;
+        int32_t end = causal ? i + 1 : n, first = causal && i > before ? i - before : 0;
+        size low = first / LANES * LANES, high = up_to_lanes(end);
+        float tops[LANES], sums[LANES] = {0}, top = -INFINITY, sum = 0.0f;
+        for (int e = 0; e < LANES; e++) tops[e] = -INFINITY;
+        for (size j = low; j < high; j += LANES)
+            for (int e = 0; e < LANES; e++) {
+                float x = j + e < end && j + e >= first ? row[j + e] : -INFINITY;
+                tops[e] = x > tops[e] ? x : tops[e];
+            }
+        for (int e = 0; e < LANES; e++) top = tops[e] > top ? tops[e] : top;
+        for (size j = low; j < high; j += LANES)
+            for (int e = 0; e < LANES; e++) {
+                float x = e_to(row[j + e] - top);
+                x = (int32_t)j + e < end && (int32_t)j + e >= first ? x : 0.0f;
+                row[j + e] = x;
+                sums[e] += x;
+            }
+        for (int e = 0; e < LANES; e++) sum += sums[e];
+        float inverse = 1.0f / sum;
+        for (size j = low; j < high; j++) row[j] *= inverse;
+        memset(row, 0, low * sizeof(float));
+        memset(row + high, 0, (ld - high) * sizeof(float));
+    }
+}
+
+/* dp (m, ld) -> p (dp - the sum of p dp), the gradient of the scores. */
+static void FN(softmax_gradient)(const float *p, float *dp, size m, size n, size ld, int causal) {
+    for (size i = 0; i < m; i++, p += ld, dp += ld) {
+        size high = up_to_lanes(causal ? i + 1 : n);
+        float sums[LANES] = {0}, along = 0.0f;
+        for (size j = 0; j < high; j += LANES)
+            for (int e = 0; e < LANES; e++) sums[e] += p[j + e] * dp[j + e];
+        for (int e = 0; e < LANES; e++) along += sums[e];
+        for (size j = 0; j < high; j++) dp[j] = p[j] * (dp[j] - along);
+        memset(dp + high, 0, (ld - high) * sizeof(float));
+    }
+}
+
+/* c (m, n) = a b by blocks of ROWS queries, each with the keys up to its last query where `causal`. */
+static void FN(scores)(size m, size n, size k, const float *a, size lda, const float *b, size ldb, float *c, size ldc,
+                       int causal) {
+    for (size i = 0; i < m; i += ROWS) {
+        size rows = least(ROWS, m - i), columns = causal ? least(n, up_to_lanes(i + rows)) : n;
+        gemm(rows, columns, k, a + i * lda, lda, 1, b, ldb, c + i * ldc, ldc, 0);
+    }
+}
+
+/* c (m, n) = a (m, k) b (k, n), where a has zeros behind its diagonal if `causal`. */
+static void FN(weighted)(size m, size n, size k, const float *a, size lda, const float *b, size ldb, float *c,
+                         size ldc, int causal) {
+    for (size i = 0; i < m; i += ROWS) {
+        size rows = least(ROWS, m - i);
+        gemm(rows, n, causal ? least(k, i + rows) : k, a + i * lda, lda, 1, b, ldb, c + i * ldc, ldc, 0);
+    }
+}
+
+/* c (n, d) = a^T b, a (m, n) and b (m, d), where a has zeros behind its diagonal if `causal`. */
+static void FN(turned)(size n, size d, size m, const float *a, size lda, const float *b, size ldb, float *c, size ldc,
+                       int causal) {
+    for (size i = 0; i < n; i += ROWS) {
+        size first = causal ? least(i, m) : 0;
+        gemm(least(ROWS, n - i), d, m - first, a + first * lda + i, 1, lda, b + first * ldb, ldb, c + i * ldc, ldc, 0);
+    }
+}
+
+/* Floats of scratch that one thread wants for texts of up to so many queries and keys. */
+size FN(attention_scratch)(size queries, size keys, size D) {
+    size m = up_to_lanes(queries), n = up_to_lanes(keys), d = up_to_lanes(D);
+    return (2 * m + most(m, n) + 5 * n) * d + 2 * m * n;
+}
+
+/* out (rows, ldo): the texts' tokens; the rows from q_first[texts] on are set to zero. */
+void FN(attend)(const FN(Texts) *t, REAL *out, size ldo, size rows, float *scratch, size floats, int threads) {
+    size d = up_to_lanes(t->D), times = t->heads / t->kv_heads, tasks = t->texts * t->kv_heads;
+    for (size row = t->q_first[t->texts]; row < rows; row++) memset(out + row * ldo, 0, t->heads * t->D * sizeof(REAL));
+    PARALLEL(threads) {
+        float *mine = scratch + THREAD * floats;
+#pragma omp for schedule(dynamic, 1)
+        for (size task = 0; task < tasks; task++) {
+            size text = t->texts - 1 - task / t->kv_heads, head = task % t->kv_heads;
+            size q0 = t->q_first[text], m = t->q_first[text + 1] - q0, k0 = t->k_first[text];
+            size n = t->k_first[text + 1] - k0, np = up_to_lanes(n), mp = up_to_lanes(m);
+            float *q = mine, *v = q + mp * d, *k = v + np * d, *turned = k + np * d, *s = turned + d * np, *o = s + m * np;
+            FN(widen)(t->k + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
+            FN(widen)(t->v + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, v, d);
+            FN(turn)(k, d, turned, np);
+            for (size h = head * times; h < (head + 1) * times; h++) {
+                FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
+                FN(scores)(m, np, d, q, d, turned, np, s, np, t->causal);
+                FN(softmax)(s, m, n, np, t->causal, t->before);
+                FN(weighted)(m, d, n, s, np, v, d, o, d, t->causal);
+                FN(narrow)(o, d, m, t->D, 1.0f, out + q0 * ldo + h * t->D, ldo);
+            }
+        }
+    }
+}
+
+/* The gradients of q, k and v, laid out as they are, from that of the output (grad, ldo). The keys' and values' rows are
+   in `all`, ldk numbers a row; those from k_first[texts] on are set to zero. */
+void FN(attend_gradient)(const FN(Texts) *t, const REAL *grad, size ldo, REAL *gq, REAL *gk, REAL *gv, REAL *all,
+                         size rows, float *scratch, size floats, int threads) {
+    size tokens = t->k_first[t->texts];
+    if (rows > tokens) memset(all + tokens * t->ldk, 0, (rows - tokens) * t->ldk * sizeof(REAL));
+    size d = up_to_lanes(t->D), times = t->heads / t->kv_heads, tasks = t->texts * t->kv_heads;
+    PARALLEL(threads) {
+        float *mine = scratch + THREAD * floats;
+#pragma omp for schedule(dynamic, 1)
+        for (size task = 0; task < tasks; task++) {
+            size text = t->texts - 1 - task / t->kv_heads, head = task % t->kv_heads;
+            size q0 = t->q_first[text], m = t->q_first[text + 1] - q0, k0 = t->k_first[text];
+            size n = t->k_first[text + 1] - k0, np = up_to_lanes(n), mp = up_to_lanes(m);
+            float *q = mine, *k = q + mp * d, *g = k + np * d, *of = g + mp * d, *kt = of + most(mp, np) * d;
+            float *vt = kt + d * np, *sum_k = vt + d * np, *sum_v = sum_k + np * d, *s = sum_v + np * d, *ds = s + m * np;
+            FN(widen)(t->v + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
+            FN(turn)(k, d, vt, np);
+            FN(widen)(t->k + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
+            FN(turn)(k, d, kt, np);
+            for (size h = head * times; h < (head + 1) * times; h++) {
+                int first = h == head * times;
+                FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
+                FN(widen)(grad + q0 * ldo + h * t->D, ldo, m, t->D, 1.0f, g, d);
+                FN(scores)(m, np, d, q, d, kt, np, s, np, t->causal);
+                FN(softmax)(s, m, n, np, t->causal, t->before);
+                FN(scores)(m, np, d, g, d, vt, np, ds, np, t->causal);
+                FN(softmax_gradient)(s, ds, m, n, np, t->causal);
+                FN(weighted)(m, d, n, ds, np, k, d, of, d, t->causal);
+                FN(narrow)(of, d, m, t->D, t->scaling, gq + q0 * t->ldq + h * t->D, t->ldq);
+                FN(turned)(n, d, m, ds, np, q, d, first ? sum_k : of, d, t->causal);
+                if (!first)
+                    for (size i = 0; i < n * d; i++) sum_k[i] += of[i];
+                FN(turned)(n, d, m, s, np, g, d, first ? sum_v : of, d, t->causal);
+                if (!first)
+                    for (size i = 0; i < n * d; i++) sum_v[i] += of[i];
+            }
+            FN(narrow)(sum_k, d, n, t->D, 1.0f, gk + k0 * t->ldk + head * t->D, t->ldk);
+            FN(narrow)(sum_v, d, n, t->D, 1.0f, gv + k0 * t->ldk + head * t->D, t->ldk);
+        }
+    }
+}

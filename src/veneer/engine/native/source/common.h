@@ -1,0 +1,193 @@
+/* Numbers and small products that the kernels are made of. Plain C with vector extensions; no library.
+
+   A `wide` is 16 floats: one register with AVX-512, two with AVX2, four with NEON; the compiler divides it. */
+
+#ifndef VENEER_COMMON_H
+#define VENEER_COMMON_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#define PARALLEL(threads) _Pragma(TEXT(omp parallel num_threads(threads)))
+#define BARRIER _Pragma("omp barrier")
+#define THREAD omp_get_thread_num()
+#define TEAM omp_get_num_threads()
+#else
+#define PARALLEL(threads)
+#define BARRIER
+#define THREAD 0
+#define TEAM 1
+#endif
+#define TEXT(x) #x
+
+typedef uint16_t bf16;
+typedef ptrdiff_t size;
+typedef float wide __attribute__((vector_size(64), aligned(4), may_alias));
+
+enum { LANES = 16 };
+#if defined(__AVX512F__)
+enum { ROWS = 8, COLUMNS = 2 }; /* of the block of `gemm` that stays in registers, in numbers and in wides */
+#else
+enum { ROWS = 6, COLUMNS = 1 };
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE size least(size a, size b) { return a < b ? a : b; }
+INLINE size most(size a, size b) { return a > b ? a : b; }
+INLINE size up_to_lanes(size n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* Share `part` of `parts` of 0 to n - 1, in multiples of `step`: its first, and behind its last. */
+INLINE void share(size n, size step, size part, size parts, size *first, size *end) {
+    size blocks = (n + step - 1) / step;
+    *first = least(n, blocks * part / parts * step);
+    *end = least(n, blocks * (part + 1) / parts * step);
+}
+
+INLINE float load_bf16(const bf16 *p) {
+    uint32_t bits = (uint32_t)*p << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* To the nearest, ties to even, as PyTorch rounds; what arithmetic gives as NaN stays one. */
+INLINE void store_bf16(bf16 *p, float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    *p = (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+INLINE float load_f32(const float *p) { return *p; }
+INLINE void store_f32(float *p, float x) { *p = x; }
+
+/* e^x to 2e-7 of itself: Cephes' reduction and polynomial (Moshier 1992). NaN stays NaN. */
+INLINE float e_to(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504f);
+    float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
+    float p = 1.9875691500e-4f;
+    p = fmaf(p, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+    p = fmaf(p, r * r, r) + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+#define PAIRS(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
+/* 16 rows of 16 floats -> the transposed block, in four rounds that exchange halves of pairs of rows. */
+INLINE void turn_block(const float *from, size ld, float *to, size ldto) {
+    wide a[LANES], b[LANES];
+    for (int i = 0; i < LANES; i++) a[i] = *(const wide *)(from + i * ld);
+#define ROUND(x, y, h, low, high)                                                    \
+    for (int i = 0; i < LANES; i++)                                                  \
+        y[i] = i & h ? PAIRS(x[i - h], x[i], high) : PAIRS(x[i], x[i + h], low);
+#define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOW4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define HIGH4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define HIGH2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define LOW1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define HIGH1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+    ROUND(a, b, 8, LOW8, HIGH8)
+    ROUND(b, a, 4, LOW4, HIGH4)
+    ROUND(a, b, 2, LOW2, HIGH2)
+    ROUND(b, a, 1, LOW1, HIGH1)
+#undef ROUND
+    for (int i = 0; i < LANES; i++) *(wide *)(to + i * ldto) = a[i];
+}
+
+/* c (m, n) = [c +] a (m, k) b (k, n) for one block of m <= ROWS rows and `columns` wides; a_m and a_k are the distances
+   of a's rows and columns, so that a may be a transposed matrix. */
+INLINE void gemm_block(const int m, const int columns, size k, const float *a, size a_m, size a_k, const float *b,
+                       size ldb, float *c, size ldc, const int add) {
+    wide sum[ROWS][COLUMNS];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < columns; j++) sum[i][j] = add ? *(wide *)(c + i * ldc + j * LANES) : (wide){0};
+    for (size p = 0; p < k; p++) {
+        wide row[COLUMNS];
+        for (int j = 0; j < columns; j++) row[j] = *(const wide *)(b + p * ldb + j * LANES);
+        for (int i = 0; i < m; i++) {
+            float x = a[i * a_m + p * a_k];
+            for (int j = 0; j < columns; j++) sum[i][j] += row[j] * x;
+        }
+    }
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < columns; j++) *(wide *)(c + i * ldc + j * LANES) = sum[i][j];
+}
+
+INLINE void gemm_columns(const int columns, size m, size k, const float *a, size a_m, size a_k, const float *b,
+                         size ldb, float *c, size ldc, const int add) {
+    size i = 0;
+    for (; i + ROWS <= m; i += ROWS)
+        gemm_block(ROWS, columns, k, a + i * a_m, a_m, a_k, b, ldb, c + i * ldc, ldc, add);
+    switch (m - i) {
+#define REST(r)                                                                            \
+    case r:                                                                                \
+        gemm_block(r, columns, k, a + i * a_m, a_m, a_k, b, ldb, c + i * ldc, ldc, add); \
+        break;
+        REST(1) REST(2) REST(3) REST(4) REST(5)
+#if defined(__AVX512F__)
+        REST(6) REST(7)
+#endif
+#undef REST
+    }
+}
+
+/* c (m, n) = [c +] a (m, k) b (k, n), n a multiple of LANES. Sums run over k in order, whatever m and n are. */
+static void gemm(size m, size n, size k, const float *a, size a_m, size a_k, const float *b, size ldb, float *c,
+                 size ldc, int add) {
+    size j = 0;
+    if (add) {
+        for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
+            gemm_columns(COLUMNS, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 1);
+        for (; j < n; j += LANES) gemm_columns(1, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 1);
+    } else {
+        for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
+            gemm_columns(COLUMNS, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 0);
+        for (; j < n; j += LANES) gemm_columns(1, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 0);
+    }
+}
+
+/* `factor` from (rows, columns), rows ld apart -> (columns, rows), rows ldto >= rows apart. Where ldto reaches the next
+   multiple of LANES, what stands between is zero. */
+static void turn_padded(const float *from, size ld, size rows, size columns, float *to, size ldto, float factor) {
+    float block[LANES * LANES] __attribute__((aligned(64))), turned[LANES * LANES] __attribute__((aligned(64)));
+    for (size i = 0; i < rows; i += LANES)
+        for (size j = 0; j < columns; j += LANES) {
+            size m = least(LANES, rows - i), n = least(LANES, columns - j);
+            if (m < LANES || n < LANES) memset(block, 0, sizeof(block));
+            for (size a = 0; a < m; a++)
+                for (size b = 0; b < n; b++) block[a * LANES + b] = from[(i + a) * ld + j + b] * factor;
+            turn_block(block, LANES, turned, LANES);
+            size wide_to = least(LANES, ldto - i);
+            for (size b = 0; b < n; b++) memcpy(to + (j + b) * ldto + i, turned + b * LANES, wide_to * sizeof(float));
+        }
+}
+
+/* An adapter's part of a group of layers; see lora.h. `at`: its first column in (M, ld). */
+typedef struct {
+    const float *A, *B;
+    float *of_A, *of_B;
+    size r, start, outputs, at;
+    float scaling;
+} Part;
+
+enum { TILE = 32, CHUNK = 128 }; /* rows and columns of what is widened at a time: 16 KB */
+
+/* Floats of scratch for each thread, where x has K columns and y has N; for `ld` see lora.h. */
+size lora_floats(size K, size N, size ld) { return most(ROWS * up_to_lanes(most(K, N)), (TILE + ld) * CHUNK); }
+
+#endif

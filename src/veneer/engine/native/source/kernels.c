@@ -1,0 +1,23 @@
+/* The engine's kernels, each in fp32 and in bf16; sums are in fp32 in both. */
+
+#include "common.h"
+
+#define REAL float
+#define FN(name) name##_f32
+#define LOAD load_f32
+#define STORE store_f32
+#include "activations.h"
+#include "attention.h"
+#include "lora.h"
+#undef REAL
+#undef FN
+#undef LOAD
+#undef STORE
+
+#define REAL bf16
+#define FN(name) name##_bf16
+#define LOAD load_bf16
+#define STORE store_bf16
+#include "activations.h"
+#include "attention.h"
+#include "lora.h"

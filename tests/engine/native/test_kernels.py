@@ -1,0 +1,251 @@
+"""Every compiled kernel against PyTorch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from veneer.engine.native import Kernels, Part, Texts, choose_kernels, own_kernels, use_kernels
+from veneer.engine.native.choice import kernels as kernels_in_use
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Kernels]:
+    choice = choose_kernels("auto", torch.device("cpu"))
+    if choice.name != "compiled":
+        pytest.skip(choice.reason)
+    with own_kernels():
+        use_kernels(choice)
+        found = kernels_in_use()
+        assert found is not None
+        yield found
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "silu": nn.functional.silu,
+}
+ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 2**-8}
+DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=["fp32", "bf16"])
+
+
+def near(found: Tensor, exact: Tensor, dtype: torch.dtype, of: Tensor | None = None) -> bool:
+    """Within rounding of the largest value, or of the largest of what was added up (`of`)."""
+    largest = (exact if of is None else of).abs().max()
+    return bool((found.double() - exact).abs().max() <= ROUNDING[dtype] * (largest + 1e-3))
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("n", [1, 15, 4097, 70_001])
+def test_activations(compiled: Kernels, name: str, dtype: torch.dtype, n: int) -> None:
+    x = torch.linspace(-12, 12, n).to(dtype)
+    grad = torch.linspace(2, -1, n).to(dtype)
+    exact = x.double().requires_grad_()
+    y = ACTIVATIONS[name](exact)
+    (of_x,) = torch.autograd.grad(y, exact, grad.double())
+    assert near(compiled.value(name, x), y.detach(), dtype)
+    assert near(compiled.gradient(name, grad, x), of_x, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_what_is_not_a_number_stays_so(compiled: Kernels, name: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, float("nan"), -2.0], dtype=dtype)
+    one = torch.ones_like(x)
+    assert compiled.value(name, x).isnan().tolist() == [False, True, False]
+    assert compiled.gradient(name, one, x).isnan().tolist() == [False, True, False]
+    assert compiled.gradient(name, x, one).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_far_values(compiled: Kernels, name: str) -> None:
+    x = torch.tensor([-1e4, -200.0, 200.0, 1e4])
+    assert compiled.value(name, x).tolist() == pytest.approx([0.0, 0.0, 200.0, 1e4], rel=1e-7, abs=1e-30)
+    assert compiled.gradient(name, torch.ones(4), x).tolist() == pytest.approx(
+        [0.0, 0.0, 1.0, 1.0], abs=1e-20
+    )
+
+
+def texts_of(
+    lengths: list[int], heads: int, kv_heads: int, size: int, *, causal: bool, before: int | None
+) -> Texts:
+    first = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    return Texts(
+        first, first, sum(lengths), max(lengths), max(lengths), heads, kv_heads, size, 0.4, causal, before
+    )
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, texts: Texts) -> Tensor:
+    """(H, m, D), (K, n, D) twice -> (m, H D) as it is written."""
+    times = texts.heads // texts.kv_heads
+    k, v = k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)
+    scores = q @ k.transpose(1, 2) * texts.scaling
+    seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+    if texts.causal:
+        seen = seen.tril()
+        if texts.before is not None:
+            seen = seen.triu(-texts.before)
+    return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+
+def attended(qkv: Tensor, texts: Texts) -> Tensor:
+    """The whole packed row."""
+    parts = []
+    for a, b in pairwise(texts.q_first.tolist()):
+        heads = qkv[a:b].view(b - a, -1, texts.size).transpose(0, 1)
+        parts.append(attention(*heads.split([texts.heads, texts.kv_heads, texts.kv_heads]), texts))
+    return torch.cat(parts)
+
+
+@DTYPES
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=6),
+    shape=st.sampled_from([(4, 4, 16), (4, 2, 8), (6, 1, 20), (1, 1, 64), (2, 2, 33)]),
+    sees=st.sampled_from([(False, None), (True, None), (True, 0), (True, 3), (True, 40)]),
+    behind=st.integers(0, 3),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention(
+    compiled: Kernels,
+    dtype: torch.dtype,
+    lengths: list[int],
+    shape: tuple[int, int, int],
+    sees: tuple[bool, int | None],
+    behind: int,
+    seed: int,
+) -> None:
+    heads, kv_heads, size = shape
+    texts = texts_of(lengths, heads, kv_heads, size, causal=sees[0], before=sees[1])
+    generator = torch.Generator().manual_seed(seed)
+    T = texts.tokens
+    qkv = torch.randn(T + behind, (heads + 2 * kv_heads) * size, generator=generator).to(dtype)
+    grad = torch.randn(T + behind, heads * size, generator=generator).to(dtype)
+    exact = qkv[:T].double().requires_grad_()
+    y = attended(exact, texts)
+    (of_qkv,) = torch.autograd.grad(y, exact, grad[:T].double())
+    found, of = compiled.attend(qkv, texts), compiled.attend_gradient(qkv, grad, texts)
+    assert near(found[:T], y.detach(), dtype)
+    assert near(of[:T], of_qkv, dtype)
+    assert not found[T:].any()
+    assert not of[T:].any()
+
+
+@DTYPES
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 16), (6, 2, 20)])
+def test_one_query_a_text(
+    compiled: Kernels, dtype: torch.dtype, heads: int, kv_heads: int, size: int
+) -> None:
+    lengths = [1, 2, 30, 200]
+    whole = texts_of(lengths, heads, kv_heads, size, causal=False, before=None)
+    texts = Texts(
+        torch.arange(5, dtype=torch.int32),
+        whole.k_first,
+        233,
+        1,
+        200,
+        heads,
+        kv_heads,
+        size,
+        0.4,
+        causal=False,
+    )
+    torch.manual_seed(0)
+    q = torch.randn(4, heads * size).to(dtype)
+    kv = torch.randn(235, 2 * kv_heads * size).to(dtype)
+    grad = torch.randn(4, heads * size).to(dtype)
+    exact = q.double().requires_grad_(), kv.double().requires_grad_()
+    parts = []
+    for i, (a, b) in enumerate(pairwise(texts.k_first.tolist())):
+        k, v = exact[1][a:b].view(b - a, -1, size).transpose(0, 1).split(kv_heads)
+        parts.append(attention(exact[0][i].view(heads, 1, size), k, v, texts))
+    y = torch.cat(parts)
+    of_q, of_kv = torch.autograd.grad(y, exact, grad.double())
+    found = compiled.read_gradient(q, kv, grad, texts)
+    assert near(compiled.read(q, kv, texts), y.detach(), dtype)
+    assert near(found[0], of_q, dtype)
+    assert near(found[1], of_kv, dtype)
+    assert not found[1][233:].any()
+
+
+def lora(
+    x: Tensor, y: Tensor, grad: Tensor, of_x: Tensor, parts: list[Part]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """y and of_x with what is added to them, and the gradients of the factors, in float64."""
+    exact_x = x.double().requires_grad_()
+    factors = [f.double().requires_grad_() for part in parts for f in (part.A, part.B)]
+    exact = y.double()
+    for part, A, B in zip(parts, factors[::2], factors[1::2], strict=True):
+        added = part.scaling * (exact_x @ A.t()) @ B.t()
+        exact = exact + nn.functional.pad(added, (part.start, exact.shape[1] - part.start - len(B)))
+    of_exact, *of_factors = torch.autograd.grad(exact, [exact_x, *factors], grad.double())
+    return exact.detach(), of_exact + of_x.double(), of_factors
+
+
+@DTYPES
+@given(
+    rows=st.integers(1, 70),
+    inputs=st.integers(1, 300),
+    parts=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 40)), min_size=1, max_size=3),
+    gap=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_lora(
+    compiled: Kernels,
+    dtype: torch.dtype,
+    rows: int,
+    inputs: int,
+    parts: list[tuple[int, int]],
+    gap: int,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    given_parts, start = [], gap
+    for outputs, r in parts:
+        given_parts.append(Part(random(r, inputs), random(outputs, r), start, 0.3 * r))
+        start += outputs + gap
+    x, y, of_x = random(rows, inputs).to(dtype), random(rows, start).to(dtype), random(rows, inputs).to(dtype)
+    grad = random(rows, start).to(dtype)
+    exact, of_exact, of_factors = lora(x, y, grad, of_x, given_parts)
+    largest = lora(
+        x.abs(), y.abs(), grad.abs(), of_x.abs(), [replace(p, A=p.A.abs(), B=p.B.abs()) for p in given_parts]
+    )
+
+    h = compiled.lora_forward(x, y, given_parts)
+    assert near(y, exact, dtype, largest[0])
+    alone = of_x.clone()
+    assert compiled.lora_backward(grad, None, None, alone, given_parts) == []
+    found = compiled.lora_backward(grad, x, h, of_x, given_parts)
+    assert near(of_x, of_exact, dtype, largest[1])
+    assert torch.equal(alone, of_x)
+    for of, exact_of, terms in zip(found, of_factors, largest[2], strict=True):
+        assert near(of, exact_of, torch.float32, terms)  # in fp32 whatever the dtype of x is
+    without = compiled.lora_backward(grad, x, h, None, given_parts)
+    assert all(torch.equal(a, b) for a, b in zip(found, without, strict=True))
+
+
+def test_the_same_bits_again(compiled: Kernels) -> None:
+    torch.manual_seed(0)
+    part = Part(torch.randn(16, 700), torch.randn(900, 16), 0, 1.0)
+    x, grad = torch.randn(300, 700).bfloat16(), torch.randn(300, 900).bfloat16()
+    runs = []
+    for _ in range(3):
+        y = torch.zeros(300, 900, dtype=torch.bfloat16)
+        h = compiled.lora_forward(x, y, [part])
+        runs.append([y, h, *compiled.lora_backward(grad, x, h, None, [part])])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
