@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,20 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from veneer.engine.native import Kernels, Part, Texts, choose_kernels, own_kernels, use_kernels
-from veneer.engine.native.choice import kernels as kernels_in_use
+from veneer.engine.native import Kernels, Part, Texts, choose_kernels
+from veneer.engine.native import build as building
+from veneer.engine.native import choice as choosing
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Iterator[Kernels]:
+@pytest.fixture(scope="module", params=["native", "x86-64-v3"])
+def compiled(request: pytest.FixtureRequest) -> Kernels:
+    """The kernels as this machine has them, and as one with AVX2 and nothing above it has them."""
     choice = choose_kernels("auto", torch.device("cpu"))
     if choice.name != "compiled":
         pytest.skip(choice.reason)
-    with own_kernels():
-        use_kernels(choice)
-        found = kernels_in_use()
-        assert found is not None
-        yield found
+    if request.param == "native":
+        found, _ = choosing._tried()
+        return found
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("no x86 with AVX2")
+    flags = tuple(flag.replace("native", request.param) for flag in building._FLAGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "_FLAGS", flags)
+        return Kernels(building.built.__wrapped__().library)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -209,12 +215,45 @@ def test_lora(
     gap: int,
     seed: int,
 ) -> None:
+    tiles = dtype is torch.bfloat16 and not any(
+        [rows % 16, inputs % 64, *(outputs % 64 for outputs, _ in parts)]
+    )
+    check_lora(compiled, dtype, (rows, inputs), parts, gap, seed, torch.bfloat16 if tiles else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "parts"),
+    [
+        (16, 64, [(64, 16)]),
+        (32, 128, [(128, 1)]),
+        (48, 64, [(64, 5), (128, 33)]),
+        (272, 192, [(192, 16), (192, 16), (192, 16)]),
+        (64, 576, [(64, 64), (192, 20)]),
+    ],
+)
+def test_lora_in_the_shapes_of_tiles(
+    compiled: Kernels, rows: int, inputs: int, parts: list[tuple[int, int]]
+) -> None:
+    """A matrix unit rounds the factors and what stands between them to bf16, as PyTorch's products do."""
+    check_lora(compiled, torch.bfloat16, (rows, inputs), parts, 3, 0, torch.bfloat16)
+
+
+def check_lora(
+    compiled: Kernels,
+    dtype: torch.dtype,
+    shape: tuple[int, int],
+    parts: list[tuple[int, int]],
+    gap: int,
+    seed: int,
+    of_the_factors: torch.dtype,
+) -> None:
+    """Rows and inputs, (outputs, r) of each part, numbers between them -> results and gradients within rounding."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    given_parts, start = [], gap
+    (rows, inputs), given_parts, start = shape, [], gap
     for outputs, r in parts:
         given_parts.append(Part(random(r, inputs), random(outputs, r), start, 0.3 * r))
         start += outputs + gap
@@ -233,7 +272,7 @@ def test_lora(
     assert near(of_x, of_exact, dtype, largest[1])
     assert torch.equal(alone, of_x)
     for of, exact_of, terms in zip(found, of_factors, largest[2], strict=True):
-        assert near(of, exact_of, torch.float32, terms)  # in fp32 whatever the dtype of x is
+        assert near(of, exact_of, of_the_factors, terms)
     without = compiled.lora_backward(grad, x, h, None, given_parts)
     assert all(torch.equal(a, b) for a, b in zip(found, without, strict=True))
 

@@ -117,8 +117,9 @@ class Kernels:
                 function = getattr(library, f"{name}_{suffix}")
                 function.restype, function.argtypes = result, arguments
                 self._functions[name, dtype] = function
-        self._lora_floats = library.lora_floats
-        self._lora_floats.restype, self._lora_floats.argtypes = _S, [_S, _S, _S]
+        self._lora_floats, self._lora_shared = library.lora_floats, library.lora_shared
+        for function in (self._lora_floats, self._lora_shared):
+            function.restype, function.argtypes = _S, [_S, _S, _S, _S]
 
     def value(self, name: str, x: Tensor) -> Tensor:
         """An activation of x, of any shape: "gelu", "gelu_tanh", "silu"."""
@@ -268,10 +269,10 @@ class Kernels:
     def _lora_room(self, M: int, K: int, N: int, ld: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
         """(M, L) for the narrow product, room that threads share, room of their own, floats of it, and how many."""
         threads = _threads()
-        floats = self._lora_floats(K, N, ld)
+        floats = self._lora_floats(M, K, N, ld)
         return (
             torch.empty(M, ld),
-            torch.empty(ld * max(K, N)),
+            torch.empty(self._lora_shared(M, K, N, ld)),
             torch.empty(floats * threads),
             floats,
             threads,

@@ -30,21 +30,27 @@ INLINE float FN(silu_slope)(float x) {
     return s + x * s * (1.0f - s);
 }
 
-/* y (n,) = f(x), and y (n,) = grad f'(x). */
-#define ACTIVATION(f)                                                                                  \
-    void FN(f##_value)(const REAL *x, REAL *y, size n, int threads) {                                  \
-        PARALLEL(threads) {                                                                            \
-            size i, end;                                                                               \
-            share(n, 4096, THREAD, TEAM, &i, &end);                                                    \
-            for (; i < end; i++) STORE(y + i, FN(f##_of)(LOAD(x + i)));                                \
-        }                                                                                              \
-    }                                                                                                  \
-    void FN(f##_gradient)(const REAL *grad, const REAL *x, REAL *y, size n, int threads) {             \
-        PARALLEL(threads) {                                                                            \
-            size i, end;                                                                               \
-            share(n, 4096, THREAD, TEAM, &i, &end);                                                    \
-            for (; i < end; i++) STORE(y + i, LOAD(grad + i) * FN(f##_slope)(LOAD(x + i)));            \
-        }                                                                                              \
+/* y (n,) = f(x), and y (n,) = grad f'(x); y may be grad. */
+#define ACTIVATION(f)                                                                                                 \
+    INLINE void FN(f##_values)(const REAL *x, REAL *y, size n) {                                                      \
+        for (size i = 0; i < n; i++) STORE(y + i, FN(f##_of)(LOAD(x + i)));                                           \
+    }                                                                                                                 \
+    INLINE void FN(f##_gradients)(const REAL *grad, const REAL *x, REAL *y, size n) {                                 \
+        for (size i = 0; i < n; i++) STORE(y + i, LOAD(grad + i) * FN(f##_slope)(LOAD(x + i)));                       \
+    }                                                                                                                 \
+    void FN(f##_value)(const REAL *x, REAL *y, size n, int threads) {                                                 \
+        PARALLEL(threads) {                                                                                           \
+            size first, end;                                                                                          \
+            share(n, 4096, THREAD, TEAM, &first, &end);                                                               \
+            FN(f##_values)(x + first, y + first, end - first);                                                        \
+        }                                                                                                             \
+    }                                                                                                                 \
+    void FN(f##_gradient)(const REAL *grad, const REAL *x, REAL *y, size n, int threads) {                            \
+        PARALLEL(threads) {                                                                                           \
+            size first, end;                                                                                          \
+            share(n, 4096, THREAD, TEAM, &first, &end);                                                               \
+            FN(f##_gradients)(grad + first, x + first, y + first, end - first);                                       \
+        }                                                                                                             \
     }
 
 ACTIVATION(gelu_tanh)

@@ -6,23 +6,16 @@
 #define VENEER_COMMON_H
 
 #include <math.h>
+#include <omp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#ifdef _OPENMP
-#include <omp.h>
+#define TEXT(x) #x
 #define PARALLEL(threads) _Pragma(TEXT(omp parallel num_threads(threads)))
 #define BARRIER _Pragma("omp barrier")
 #define THREAD omp_get_thread_num()
 #define TEAM omp_get_num_threads()
-#else
-#define PARALLEL(threads)
-#define BARRIER
-#define THREAD 0
-#define TEAM 1
-#endif
-#define TEXT(x) #x
 
 typedef uint16_t bf16;
 typedef ptrdiff_t size;
@@ -187,7 +180,10 @@ typedef struct {
 
 enum { TILE = 32, CHUNK = 128 }; /* rows and columns of what is widened at a time: 16 KB */
 
-/* Floats of scratch for each thread, where x has K columns and y has N; for `ld` see lora.h. */
-size lora_floats(size K, size N, size ld) { return most(ROWS * up_to_lanes(most(K, N)), (TILE + ld) * CHUNK); }
+/* Floats of scratch for each thread, and of what they share, where x is (M, K) and y is (M, N); for `ld` see lora.h. */
+size lora_floats(size M, size K, size N, size ld) {
+    return most(most(ROWS * up_to_lanes(most(K, N)), (TILE + ld) * CHUNK), (M + TILE) * TILE);
+}
+size lora_shared(size M, size K, size N, size ld) { return (K + N + 2 * (M + TILE)) * ld; }
 
 #endif

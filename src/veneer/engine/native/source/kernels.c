@@ -20,4 +20,8 @@
 #define STORE store_bf16
 #include "activations.h"
 #include "attention.h"
+#include "lora_amx.h"
+#ifdef HAS_AMX
+#define WITH_AMX
+#endif
 #include "lora.h"

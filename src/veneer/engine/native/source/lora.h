@@ -49,9 +49,15 @@ static void FN(narrow_product)(size i, size end, size K, size n, const REAL *x, 
     }
 }
 
-/* y (M, N) += what the parts add to it, and h (M, ld) x A^T. `shared` and `scratch` as `lora_floats` says. */
+/* y (M, N) += what the parts add to it, and h (M, ld) x A^T. `shared` and `scratch` as `lora_shared` and `lora_floats` say. */
 void FN(lora_forward)(const REAL *x, REAL *y, size M, size K, size N, const Part *parts, int count, float *h,
                       size ld, float *shared, float *scratch, size floats, int threads) {
+#ifdef WITH_AMX
+    if (amx_fits(M, K, parts, count)) {
+        amx_lora_forward(x, y, M, K, N, parts, count, h, ld, shared, threads);
+        return;
+    }
+#endif
     PARALLEL(threads) {
         float *mine = scratch + THREAD * floats;
         size first, end;
@@ -83,6 +89,12 @@ void FN(lora_forward)(const REAL *x, REAL *y, size M, size K, size N, const Part
 void FN(lora_backward)(const REAL *g, const REAL *x, const float *h, REAL *gx, size M, size K, size N,
                        const Part *parts, int count, float *u, size ld, float *shared, float *scratch, size floats,
                        int threads) {
+#ifdef WITH_AMX
+    if (amx_fits(M, K, parts, count)) {
+        amx_lora_backward(g, x, h, gx, M, K, N, parts, count, u, ld, shared, scratch, floats, threads);
+        return;
+    }
+#endif
     PARALLEL(threads) {
         float *mine = scratch + THREAD * floats, *sums = mine + TILE * CHUNK;
         size first, end;
