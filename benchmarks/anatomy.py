@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.side import Measured, SideSpec
 
@@ -36,7 +36,12 @@ NORMS, ACTIVATION, OPTIMISER = "norms", "activation", "optimiser"
 COPIES, OTHER, OUTSIDE = "copies, lookups, sums", "other operators", "Python, autograd, waiting"
 KINDS = (FROZEN, LORA, ATTENTION, NORMS, ACTIVATION, COPIES, OPTIMISER, OTHER, OUTSIDE)
 _NARROW = 128  # a product with a side no wider is LoRA's or the head's
-_TABLE = [65536]  # entries of an activation's table: one for each bf16 pattern
+_KERNELS = {
+    **dict.fromkeys(("lora_forward", "lora_backward"), LORA),
+    **dict.fromkeys(("attend", "attend_gradient", "read", "read_gradient"), ATTENTION),
+    **dict.fromkeys(("value", "gradient"), ACTIVATION),
+}
+"""Methods of `veneer.engine.native.Kernels`, which the profiler sees as operators of this name."""
 
 _TIMED = {
     "reading a batch": ("veneer.training.loop.packed_rows", "veneer.engine.prefix.PrefixStore.below"),
@@ -117,7 +122,9 @@ class Anatomy:
 
 def kind_of(name: str, shapes: Sequence[Sequence[int]]) -> str:
     """Which of `KINDS` an operator with inputs of these shapes belongs to."""
-    short = name.partition("::")[2]
+    space, _, short = name.partition("::")
+    if space == "veneer":
+        return _KERNELS[short]
     if short.startswith(("_linear_pointwise", "_weight_int8")):
         return FROZEN
     if short in ("mm", "addmm", "addmm_", "linear", "mkldnn_linear"):
@@ -127,7 +134,7 @@ def kind_of(name: str, shapes: Sequence[Sequence[int]]) -> str:
         return ATTENTION
     if "layer_norm" in short:
         return NORMS
-    if "gelu" in short or "silu" in short or (short == "index_select" and list(shapes[0]) == _TABLE):
+    if "gelu" in short or "silu" in short:
         return ACTIVATION
     if "adam" in short or "foreach" in short:
         return OPTIMISER
@@ -217,6 +224,24 @@ def _timed(timers: dict[str, float]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _named_kernels() -> Iterator[None]:
+    """Inside it the compiled kernels have names for the profiler."""
+    from veneer.engine.native import Kernels
+
+    def named(method: Any, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            with record_function(f"veneer::{name}"):
+                return method(*arguments)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in _KERNELS:
+            stack.enter_context(patch.object(Kernels, name, named(getattr(Kernels, name), name)))
+        yield
+
+
 def _with_timer(function: Any, timers: dict[str, float], part: str) -> Any:
     def timed(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
@@ -233,7 +258,7 @@ def anatomy(spec: SideSpec, *, warm: int, steps: int) -> Anatomy:
     from benchmarks.ours import Ours
 
     script = _Script(warm, steps)
-    with _timed(script.timers):
+    with _timed(script.timers), _named_kernels():
         Ours(spec).serve(script)  # type: ignore[arg-type]
     seconds = script.measured[1].seconds
     operators = script.operators()

@@ -49,6 +49,8 @@ def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
         ("aten::bmm", [[96, 32, 64], [96, 64, 32]], ATTENTION),
         ("aten::native_layer_norm_backward", [[250, 768]], NORMS),
         ("aten::copy_", [[250, 768]], COPIES),
+        ("veneer::lora_backward", [], LORA),
+        ("veneer::attend", [], ATTENTION),
         ("aten::t", [[250, 768]], OTHER),
     ],
 )
