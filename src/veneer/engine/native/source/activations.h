@@ -2,10 +2,10 @@
 
 /* GELU's tanh form (Hendrycks & Gimpel 2016, section 2) as x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3). */
 INLINE float FN(gelu_tanh_of)(float x) {
-    return x / (1.0f + e_to(-x * (1.5957691216f + 0.0713548162726f * x * x)));
+    return x / (1.0f + FN(e_to)(-x * (1.5957691216f + 0.0713548162726f * x * x)));
 }
 INLINE float FN(gelu_tanh_slope)(float x) {
-    float s = 1.0f / (1.0f + e_to(-x * (1.5957691216f + 0.0713548162726f * x * x)));
+    float s = 1.0f / (1.0f + FN(e_to)(-x * (1.5957691216f + 0.0713548162726f * x * x)));
     return s + x * s * (1.0f - s) * (1.5957691216f + 0.2140644488178f * x * x);
 }
 
@@ -18,15 +18,15 @@ INLINE float FN(normal)(float x, float e) {
     p = fmaf(p, t, 0.254829592f) * t * e * 0.5f;
     return x < 0.0f ? p : 1.0f - p;
 }
-INLINE float FN(gelu_of)(float x) { return x * FN(normal)(x, e_to(-0.5f * x * x)); }
+INLINE float FN(gelu_of)(float x) { return x * FN(normal)(x, FN(e_to)(-0.5f * x * x)); }
 INLINE float FN(gelu_slope)(float x) {
-    float e = e_to(-0.5f * x * x);
+    float e = FN(e_to)(-0.5f * x * x);
     return FN(normal)(x, e) + x * e * 0.39894228f;
 }
 
-INLINE float FN(silu_of)(float x) { return x / (1.0f + e_to(-x)); }
+INLINE float FN(silu_of)(float x) { return x / (1.0f + FN(e_to)(-x)); }
 INLINE float FN(silu_slope)(float x) {
-    float s = 1.0f / (1.0f + e_to(-x));
+    float s = 1.0f / (1.0f + FN(e_to)(-x));
     return s + x * s * (1.0f - s);
 }
 

@@ -59,7 +59,7 @@ static void FN(softmax)(float *s, size m, size n, size ld, int causal, size befo
         for (int e = 0; e < LANES; e++) top = tops[e] > top ? tops[e] : top;
         for (size j = low; j < high; j += LANES)
             for (int e = 0; e < LANES; e++) {
-                float x = e_to(row[j + e] - top);
+                float x = FN(e_to)(row[j + e] - top);
                 x = (int32_t)j + e < end && (int32_t)j + e >= first ? x : 0.0f;
                 row[j + e] = x;
                 sums[e] += x;

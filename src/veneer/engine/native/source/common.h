@@ -59,7 +59,7 @@ INLINE float load_f32(const float *p) { return *p; }
 INLINE void store_f32(float *p, float x) { *p = x; }
 
 /* e^x to 2e-7 of itself: Cephes' reduction and polynomial (Moshier 1992). NaN stays NaN. */
-INLINE float e_to(float x) {
+INLINE float e_to_f32(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504f);
@@ -100,6 +100,23 @@ INLINE void turn_block(const float *from, size ld, float *to, size ldto) {
     ROUND(b, a, 1, LOW1, HIGH1)
 #undef ROUND
     for (int i = 0; i < LANES; i++) *(wide *)(to + i * ldto) = a[i];
+}
+
+/* The same to 3e-6 of itself, for what is rounded to bf16: 2^r on -1/2 to 1/2 by its best polynomial of degree 4. */
+INLINE float e_to_bf16(float x) {
+    float t = x * 1.44269504f;
+    t = t < -126.0f ? -126.0f : t;
+    t = t > 126.0f ? 126.0f : t;
+    float n = rintf(t), r = t - n, p = 9.5701e-3f;
+    p = fmaf(p, r, 5.591786e-2f);
+    p = fmaf(p, r, 0.24024745f);
+    p = fmaf(p, r, 0.69312181f);
+    p = fmaf(p, r, 0.99999926f);
+    int32_t bits;
+    memcpy(&bits, &p, 4);
+    bits += (int32_t)n << 23;
+    memcpy(&p, &bits, 4);
+    return p;
 }
 
 /* c (m, n) = [c +] a (m, k) b (k, n) for one block of m <= ROWS rows and `columns` wides; a_m and a_k are the distances
