@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -155,6 +156,30 @@ def test_errors_name_flags_where_flags_were_given(trained: Trained, tmp_path: Pa
     holes.write_text('text,label\n"never closed,ham\nanother,spam\n', encoding="utf-8")
     assert "(--set data.quoting=no)" in veneer("preview", holes).err
     assert "quoting" not in veneer("predict", trained.adapter, "--file", holes).err
+
+
+def test_a_base_given_from_here_is_found_from_elsewhere(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Veneer and by PEFT, which looks for the stored name from its own working directory."""
+    import peft
+
+    models, elsewhere, adapter = tmp_path / "models", tmp_path / "elsewhere", tmp_path / "adapter"
+    shutil.copytree(trained.base, models / "base")
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = veneer("train", trained.table, "--out", adapter, "--base", "models/base", *trained.tiny[2:])
+    assert made.code == 0, made.err
+    monkeypatch.chdir(elsewhere)
+    assert veneer("predict", adapter, "win a prize", "--json").code == 0
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(adapter), num_labels=2)
+    assert theirs.peft_config["default"].r == 16
+    (models / "base").rename(models / "moved")
+    gone = veneer("predict", adapter, "win a prize")
+    assert gone.code == 2
+    assert f"belongs to the base {models / 'base'}, which can't be had: There is no folder" in gone.err
+    assert "say where with --base" in gone.err
+    assert veneer("predict", adapter, "win a prize", "--base", "../models/moved", "--json").code == 0
 
 
 def test_a_missing_file_and_no_source_at_all(tmp_path: Path) -> None:

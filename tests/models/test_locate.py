@@ -29,9 +29,11 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_a_folder_is_found_by_its_path(tmp_path: Path) -> None:
+def test_a_folder_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_bert(tmp_path / "base")
     assert locate(str(folder)) == Location(str(folder), folder, "local")
+    monkeypatch.chdir(folder.parent)
+    assert locate(f"../{folder.parent.name}/{folder.name}").name == str(folder)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ This file knows names and folders; it loads no model.
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,8 @@ class Location:
     """A base that was found.
 
     Attributes:
-        name: how the base is called from now on (adapter_config.json carries it).
+        name: how the base is called from now on (adapter_config.json carries it): its hub name, or the whole path of
+            its folder, so that an adapter finds it from any working directory, in PEFT as well.
         folder: where its files are.
         kind: "local", "hub" or "bundled".
     """
@@ -56,7 +58,7 @@ def locate(name: str, *, revision: str | None = None, weights: bool = True) -> L
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BaseError(f"{name} is a folder without a config.json, so it is not a transformers model.")
-        return Location(str(folder), folder, "local")
+        return Location(os.path.abspath(folder), folder, "local")  # noqa: PTH100  links stay links
     if folder.is_file():
         raise BaseError(f"{name} is a file. Give a model folder, or a hub name such as {DEFAULT_BASE}.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

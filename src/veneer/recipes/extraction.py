@@ -119,7 +119,13 @@ def extract_folders(
             "errors.json": json.dumps(result.to_json(), indent=2).encode() + b"\n",
         }
         write_peft_adapter(
-            out, plain, made.config, made.state_dict(), base_name=base, task_type=task, extra_files=extra
+            out,
+            plain,
+            made.config,
+            made.state_dict(),
+            base_name=locate(base).name,
+            task_type=task,
+            extra_files=extra,
         )
     return result
 

@@ -89,7 +89,15 @@ def _base_and_task(folder: AdapterFolder, base: str | None) -> tuple[Base, Task]
     if not name:
         raise AdapterError(f"{folder.path} does not say which base it belongs to. Name it with --base.")
     revision = None if base else folder.peft_config.get("revision")
-    found = load_base(str(name), head=task.head, revision=revision)
+    try:
+        found = load_base(str(name), head=task.head, revision=revision)
+    except BaseError as error:
+        if base is not None or Path(str(name)).expanduser().is_dir():
+            raise
+        raise BaseError(
+            f"{folder.path} belongs to the base {name}, which can't be had: {error} If it lies elsewhere now, say "
+            "where with --base."
+        ) from error
     if facts is not None:
         _check_base(found, facts)
         return found, task
