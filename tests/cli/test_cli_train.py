@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from unittest import mock
 
 import pytest
 import yaml
@@ -156,6 +157,23 @@ def test_errors_name_flags_where_flags_were_given(trained: Trained, tmp_path: Pa
     holes.write_text('text,label\n"never closed,ham\nanother,spam\n', encoding="utf-8")
     assert "(--set data.quoting=no)" in veneer("preview", holes).err
     assert "quoting" not in veneer("predict", trained.adapter, "--file", holes).err
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_tracker_that_is_not_there_is_refused(
+    trained: Trained, tmp_path: Path, dry: tuple[str, ...]
+) -> None:
+    """accelerate itself would leave it out without a word."""
+    given = ("train", trained.table, "--out", tmp_path / "a", *trained.tiny, *dry, "--tracker")
+    unknown = veneer(*given, "tensorbord")
+    assert unknown.code == 2
+    assert "--tracker: there is no tracker 'tensorbord'. Did you mean 'tensorboard'?" in unknown.err
+    with mock.patch("accelerate.tracking.get_available_trackers", list):
+        absent, every = veneer(*given, "mlflow"), veneer(*given, "all")
+    assert "mlflow is not installed, so nothing would be tracked" in absent.err
+    assert "no tracker is installed" in every.err
+    assert (absent.code, every.code) == (2, 2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_base_given_from_here_is_found_from_elsewhere(

@@ -105,6 +105,8 @@ def test_facts_are_counted(tmp_path: Path) -> None:
         ([i % 5 for i in range(N)], "classification", None),
         ([i / 7 for i in range(N)], "regression", None),
         ([i * 3 for i in range(N)], "regression", None),
+        ([f"{i % 7},50" for i in range(N)], "regression", None),  # refused by row and cell when it is read
+        (["1,2", "1", "2", "3", "3,1"] * 12, "multi-label", ","),
         (["a|b", "a", "b"] * 20, "multi-label", "|"),
         (["a, c", "a", "b", "c", "b,a"] * 12, "multi-label", ","),
         (["food, hot", "food, cold", "drink"] * 20, "classification", None),

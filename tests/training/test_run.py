@@ -319,6 +319,7 @@ def test_trackers_write_where_it_stays(monkeypatch: pytest.MonkeyPatch, place: P
             seen.append((step, sorted(values)))
 
     monkeypatch.setattr(accelerate, "Accelerator", Recording)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
     train(config(place, trackers=["tensorboard"]), out=tmp_path / "adapter")
     assert seen[:2] == [(["tensorboard"], str(tmp_path / "logs" / "adapter")), "veneer"]
     assert any("train/loss" in entry[1] for entry in seen[2:])

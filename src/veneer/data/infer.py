@@ -32,6 +32,7 @@ SAMPLE_ROWS = 10_000
 
 
 _MOST_NUMBERS = 0.9  # of the cells
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def column_facts(table: Table, column: str) -> ColumnFacts:
 
 
 def _number(cell: str) -> float | None:
+    """A cell as a number; with a decimal comma it is meant as one, and refused by its row when it is read as one."""
     try:
-        number = float(cell)
+        number = float(cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell)
     except ValueError:
         return None
     return number if np.isfinite(number) else None

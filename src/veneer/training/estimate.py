@@ -32,6 +32,7 @@ from veneer.tasks.adapted import length_batches
 from veneer.training.config import TrainConfig
 from veneer.training.memory import available_bytes, peak_bytes, used_bytes
 from veneer.training.prepare import Run, set_up
+from veneer.training.trackers import check_trackers
 from veneer.training.trial import Trial, Weights, run_trial
 
 __all__ = ["Estimate", "Option", "announced", "estimate", "estimate_run"]
@@ -142,6 +143,7 @@ def estimate(
     from veneer.engine.device import choose_device
 
     began = time.perf_counter()
+    check_trackers(config.trackers)
     run = set_up(config, device=device or str(choose_device(config.device)), say=say)
     say("trying a few steps")
     found = estimate_run(run, setup_seconds=time.perf_counter() - began)

@@ -37,6 +37,7 @@ from veneer.training.finish import Finished, finish, measure
 from veneer.training.loop import StepInfo, Trained, train_loop
 from veneer.training.prepare import Run, set_up
 from veneer.training.resume import recall_choices_, remember, unfinished
+from veneer.training.trackers import check_trackers
 
 __all__ = ["Quiet", "Reporter", "default_out", "train"]
 
@@ -252,6 +253,7 @@ def _accelerator(config: TrainConfig, logs: Path) -> Any:
         # (anything may), they keep it for ever, and its threads then crash in the shutdown of Python, now and then.
         importlib.import_module("torch.distributed.nn.functional")
 
+    check_trackers(config.trackers)
     try:
         accelerator = Accelerator(
             cpu=config.device == "cpu",
