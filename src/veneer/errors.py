@@ -4,6 +4,7 @@
       UserMistake                 exit code 2: something given to Veneer has to be changed
         ConfigError               a field of a configuration, a flag or a YAML file
         DataError                 a file, a column, a label, a split
+          InputError              one of several inputs, by its place
         SourceError               a named data set or a hub data set that can't be had, or is not the expected one
         BaseError                 a base model: not found, not the right one, not supported
         TargetError               a pattern of target_modules / exclude_modules that matches nothing, or only in part
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DriftError",
+    "InputError",
     "Interrupted",
     "MissingExtraError",
     "SourceError",
@@ -59,6 +61,17 @@ class ConfigError(UserMistake):
 
 class DataError(UserMistake):
     """A data file, a column, a label or a split is not usable as it is."""
+
+
+class InputError(DataError):
+    """One of several inputs can't be answered: `place` is which, from 0, and `says` goes on after its name.
+
+    Who gave the inputs may know it by another name, such as the row of a file.
+    """
+
+    def __init__(self, place: int, says: str) -> None:
+        self.place, self.says = place, says
+        super().__init__(f"input {place + 1}{says}")
 
 
 class SourceError(UserMistake):

@@ -96,6 +96,33 @@ def test_evaluate_inspect_and_preview(folder: Path) -> None:
     assert "window 1 of 2" in seen.out or "window 2 of 2" in seen.out
 
 
+def test_a_question_that_is_too_long_is_named_by_its_row(folder: Path, tmp_path: Path) -> None:
+    """In a file to train on and in one to answer, with what can be done there."""
+    data = json.loads((folder / "squad.json").read_text(encoding="utf-8"))
+    asked = data["data"][0]["paragraphs"][0]["qas"][0]
+    asked["question"], name = "is it late " * 15, asked["id"]
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps(data), encoding="utf-8")
+    flags = ("--base", folder / "base", "--max-length", 40)
+    for verb, code in (("train", 2), ("preview", 0)):  # a preview shows the rest, and says this
+        done = veneer(verb, file, *flags)
+        assert done.code == code
+        assert f"long.json, row 1 (id {name}): the question 'is it late is it late" in done.err
+        assert (
+            "of 40 for its context; expected at least 8. Shorten or remove it, or raise --max-length."
+            in done.err
+        )
+    given = [{"question": "who?", "context": CONTEXT}, {"question": "", "context": CONTEXT}]
+    rows = [*given, {"question": asked["question"], "context": CONTEXT}]
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for more in ((), ("--out", tmp_path / "out.csv")):
+        told = veneer("predict", folder / "adapter", "--file", file, *more)
+        assert told.code == 2
+        assert f"{file}, row 3: the question 'is it late" in told.err
+        assert told.err.endswith("Shorten or remove it.\n")
+
+
 def test_what_can_not_be_asked(folder: Path) -> None:
     adapter = folder / "adapter"
     for arguments, said in (

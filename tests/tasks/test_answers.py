@@ -144,8 +144,8 @@ def test_inputs_are_read_as_rows_are(encoded: Encoded, tokenizer: Any, tmp_path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("only a text", "Input 1 has no question"),
-        ({"question": "why?"}, "Input 1 has no context"),
+        ("only a text", "input 1 has no question"),
+        ({"question": "why?"}, "input 1 has no context"),
         ({"question": " ", "context": ""}, "has no question and no context"),
         ({"question": "why?", "context": "x", "text": "y"}, "gives 'text' too"),
     ],

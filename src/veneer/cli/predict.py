@@ -133,7 +133,10 @@ def _rows(
     else:
         settings = _with_context(output, settings)
         lines = [({}, _given(adapted, text, settings)) for text in texts]
-    return adapted.task.answer_keys, answer_texts(adapted, lines)
+    called = (
+        "line" if texts == ["-"] else f"{settings['file']}, row" if settings["file"] is not None else "input"
+    )
+    return adapted.task.answer_keys, answer_texts(adapted, lines, called=called)
 
 
 def _labels_asked_for(adapted: Adapted, settings: Mapping[str, Any]) -> Sequence[str]:

@@ -146,13 +146,24 @@ def _label_table(found: Preview) -> Any:
 def _show_text(console: Console, title: str, text: PreviewText, whole: bool) -> None:
     from rich.text import Text
 
+    from veneer.data.preview import copies
+
     console.print(Text.assemble((title or "nothing marked", "bold"), (f"  {text.length:,} tokens", "dim")))
+    for begins, tokens in copies(text.tokens):
+        if begins:
+            console.print(f"  {begins}", style="dim")
+        _show_tokens(console, tokens, whole)
+
+
+def _show_tokens(console: Console, tokens: Sequence[ShownToken], whole: bool) -> None:
+    from rich.text import Text
+
     line = Text()
     starts: list[int] = []  # where a line may be broken
     before: ShownToken | None = None
     left_out = 0
-    for place, token in enumerate(text.tokens):
-        if not (whole or _is_shown(text, place)):
+    for place, token in enumerate(tokens):
+        if not (whole or _is_shown(tokens, place)):
             left_out += 1
             continue
         if left_out:
@@ -190,10 +201,10 @@ def _broken(line: Text, starts: Iterable[int], width: int) -> Iterable[Text]:
     return line.divide(offsets)
 
 
-def _is_shown(text: PreviewText, place: int) -> bool:
+def _is_shown(tokens: Sequence[ShownToken], place: int) -> bool:
     """Of a long example the beginning; less of it, where what the loss reads comes later, and what is around that."""
-    first = next((at for at, token in enumerate(text.tokens) if token.target), 0)
-    if len(text.tokens) <= _MOST_TOKENS or first < _MOST_TOKENS - 10:
+    first = next((at for at, token in enumerate(tokens) if token.target), 0)
+    if len(tokens) <= _MOST_TOKENS or first < _MOST_TOKENS - 10:
         return place < _MOST_TOKENS
     return place < _MOST_TOKENS // 3 or -10 <= place - first < _MOST_TOKENS // 2
 

@@ -38,7 +38,9 @@ def encode_numbers(cells: Iterable[Sequence[str | None]], where: str) -> NDArray
     if wrong:
         listed = ", ".join(f"{text[:30]!r} in row {row:,}" for row, text in wrong[:5])
         more = ", ..." if len(wrong) > 5 else ""
-        comma = " A decimal comma has to be written as a point" if any("," in text for _, text in wrong) else ""
+        comma = (
+            " A decimal comma has to be written as a point" if any("," in text for _, text in wrong) else ""
+        )
         if comma:
             whole = setting("task", "classification")
             comma += f" ({wrong[0][1].replace(',', '.')[:30]}); {whole} takes such cells for labels."

@@ -17,7 +17,16 @@ from veneer.data.choices import Choice
 from veneer.data.prepared import PreparedData
 from veneer.data.tokens import LengthStats, length_stats
 
-__all__ = ["Preview", "PreviewText", "ShowTokens", "ShownToken", "measured_rows", "preview", "varied"]
+__all__ = [
+    "Preview",
+    "PreviewText",
+    "ShowTokens",
+    "ShownToken",
+    "copies",
+    "measured_rows",
+    "preview",
+    "varied",
+]
 
 MOST_TEXTS = 20_000
 """Lengths are measured on at most so many texts of each split, taken evenly."""
@@ -32,6 +41,7 @@ class ShownToken:
     read     whether the model gets it, or it is cut off
     target   whether the loss reads it
     tag      what it is to be told as, where each token has a label of its own
+    begins   what begins with it, in words, where an example is read in several copies
     """
 
     text: str
@@ -39,6 +49,7 @@ class ShownToken:
     read: bool = True
     target: bool = False
     tag: str = ""
+    begins: str = ""
 
 
 ShowTokens = Callable[[str], Sequence[ShownToken]]
@@ -55,6 +66,16 @@ class PreviewText:
     length: int
     text: str
     tokens: tuple[ShownToken, ...]
+
+
+def copies(tokens: Sequence[ShownToken]) -> list[tuple[str, Sequence[ShownToken]]]:
+    """The tokens of an example, of each copy apart, with what begins there; ("", all of them) where there is one."""
+    borders = [place for place, token in enumerate(tokens) if token.begins and place] + [len(tokens)]
+    firsts = [0, *borders[:-1]]
+    return [
+        (tokens[first].begins if len(tokens) else "", tokens[first:end])
+        for first, end in zip(firsts, borders, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

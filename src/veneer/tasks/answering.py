@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from veneer.data.reading import read_inputs
 from veneer.data.tables import TableOptions
-from veneer.errors import DataError, UserMistake
+from veneer.errors import DataError, InputError, UserMistake
 from veneer.files import replacing_file
 from veneer.tasks.base import Answer, Input
 from veneer.tasks.kind import InputStream
@@ -64,12 +64,24 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
 
 
 def answer_texts(
-    adapted: Adapted, rows: Iterable[tuple[dict[str, Any], Input]], *, chunk: int = CHUNK
+    adapted: Adapted,
+    rows: Iterable[tuple[dict[str, Any], Input]],
+    *,
+    chunk: int = CHUNK,
+    called: str = "input",
 ) -> Rows:
-    """(row, input, answer) for each (row, input), in order; where an input is empty, an answer of None in every key."""
-    waiting = iter(rows)
+    """(row, input, answer) for each (row, input), in order; where an input is empty, an answer of None in every key.
+
+    `called` is what an input is to who gave it, for errors: "new.csv, row".
+    """
+    waiting, done = iter(rows), 0
     while piece := list(islice(waiting, chunk)):
-        found = iter(adapted.predict([given for _, given in piece if not _empty(given)]))
+        places = [place for place, (_, given) in enumerate(piece) if not _empty(given)]
+        try:
+            found = iter(adapted.predict([piece[place][1] for place in places]))
+        except InputError as error:
+            raise DataError(f"{called} {done + places[error.place] + 1:,}{error.says}") from None
+        done += len(piece)
         for row, given in piece:
             yield row, given, dict.fromkeys(adapted.task.answer_keys) if _empty(given) else next(found)
 
@@ -137,7 +149,7 @@ def answer_file(
     rows = empty = 0
     with replacing_file(out) as path, path.open("w", encoding="utf-8", newline="") as file:
         put = row_writer(file, out.suffix.lower(), stream.columns, stream.kinds, tuple(names.values()))
-        for row, given, answer in answer_texts(adapted, stream):
+        for row, given, answer in answer_texts(adapted, stream, called=f"{source}, row"):
             found = _columns(answer, adapted.task.answer_keys, all_probabilities)
             put(row, {names[key]: value for key, value in found.items()})
             rows, empty = rows + 1, empty + _empty(given)

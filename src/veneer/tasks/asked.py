@@ -20,7 +20,7 @@ from veneer.data.choices import counted
 from veneer.data.hashing import group_equal
 from veneer.data.preview import PreviewText, ShownToken
 from veneer.data.questions import Question, Questions
-from veneer.errors import DataError
+from veneer.errors import DataError, InputError
 from veneer.tasks.base import Encoded, Input
 from veneer.tasks.windows import Pair, Placed, Windows, place_answers, split_windows
 
@@ -55,6 +55,9 @@ def encode_questions(rows: Questions, tokenizer: Any, max_length: int, doc_strid
 
     Of several gold answers the first is trained on, as in transformers' example; all of them count when an answer is
     measured.
+
+    Raises:
+        DataError: questions that are too long, with their rows.
     """
     known: dict[str, str] = {}  # many questions share a context: one copy of it
     asked, contexts, answers, gold = [], [], [], []
@@ -64,10 +67,20 @@ def encode_questions(rows: Questions, tokenizer: Any, max_length: int, doc_strid
         answers.append(_characters(one))
         gold.append(tuple(answer.text for answer in one.answers))
     pairs = zip(asked, contexts, strict=True)
-    windows = split_windows(pieces(pairs), tokenizer, max_length, doc_stride)
+    try:
+        windows = split_windows(
+            pieces(pairs), tokenizer, max_length, doc_stride, lambda place: _row(rows, place)
+        )
+    except DataError as error:
+        raise DataError(f"{rows.table.path}, {error}") from None
     placed = place_answers(windows, answers, [len(context) for context in contexts])
     details = Asked(windows, asked, contexts, gold, group_equal(rows.prints).of_row, placed)
     return _encoded(windows, details, placed.targets)
+
+
+def _row(rows: Questions, place: int) -> str:
+    one = rows[place]
+    return f"row {one.row + 1:,}" + (f" (id {one.id})" if rows.columns.id else "")
 
 
 def encode_asked(inputs: Sequence[Input], tokenizer: Any, max_length: int, doc_stride: int) -> Encoded:
@@ -108,9 +121,10 @@ def _pair(one: Input, place: int) -> Pair:
     if missing or set(given) - set(INPUTS):
         extra = [name for name in given if name not in INPUTS]
         fault = f"has no {' and no '.join(missing)}" if missing else f"gives {extra[0]!r} too"
-        raise DataError(
-            f"Input {place + 1} {fault}; this adapter answers a question about a context: "
-            '{"question": "...", "context": "..."}, or --question and --context on the command line.'
+        raise InputError(
+            place,
+            f" {fault}; this adapter answers a question about a context: "
+            '{"question": "...", "context": "..."}, or --question and --context on the command line.',
         )
     return given["question"], given["context"]
 

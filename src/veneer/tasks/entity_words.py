@@ -19,7 +19,7 @@ from veneer.data.entities import EntityRows
 from veneer.data.ragged import Ragged
 from veneer.data.tags import Entity, bio_tags
 from veneer.data.words import Places, join_words
-from veneer.errors import DataError
+from veneer.errors import InputError
 from veneer.tasks.base import Answer, Input
 
 __all__ = ["ReadWords", "answer_of", "given_words", "of_words"]
@@ -98,7 +98,8 @@ def given_words(one: Input, place: int) -> tuple[str, Places | None]:
             tokens = None
         if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
             return join_words(tokens)
-    raise DataError(
-        f"input {place + 1} gives {' and '.join(map(repr, one)) or 'nothing'}; this adapter reads 'text', or 'tokens' "
-        "as a JSON list of strings."
+    raise InputError(
+        place,
+        f" gives {' and '.join(map(repr, one)) or 'nothing'}; this adapter reads 'text', or 'tokens' "
+        "as a JSON list of strings.",
     )

@@ -7,6 +7,7 @@ Shapes: M features.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,14 +42,17 @@ class Features:
         vocabulary: ids are below it.
         cut: where a long example loses tokens.
         blocks: whether a long example becomes several features instead.
+        answers: whether what the loss reads are answers.
     """
 
-    def __init__(self, max_length: int, vocabulary: int, *, cut: Cut, blocks: bool) -> None:
+    def __init__(
+        self, max_length: int, vocabulary: int, *, cut: Cut, blocks: bool, answers: bool = True
+    ) -> None:
         if max_length < 2:
             raise ConfigError(
                 f"{setting('max_length')} is {max_length}; a token that is foretold needs one before it: 2 at least."
             )
-        self.max_length, self.side, self.in_blocks = max_length, cut, blocks
+        self.max_length, self.side, self.in_blocks, self.answers = max_length, cut, blocks, answers
         self.dtype = np.uint16 if vocabulary <= 2**16 else np.int32
         self.ids: list[NDArray[Any]] = []
         self.labels: list[NDArray[np.int32]] = []
@@ -59,11 +63,14 @@ class Features:
         self.lost: list[int] = []
         self.with_specials = 0
         self.in_copies = self.copies = self.partly = self.unread = 0
+        self.hidden: Counter[str] = Counter()
+        self.cut_in_part = self.cut_whole = 0
 
     def add(self, one: Rendering, row: int) -> None:
         """An example; `row` is its number for people."""
         self.longest = max(self.longest, *(len(part.ids) for part in one.parts))
         self.unread += one.unread
+        self.hidden.update(one.hidden)
         self.partly += one.unread > 0
         if len(one.parts) > 1:
             self.in_copies += 1
@@ -74,6 +81,10 @@ class Features:
         else:
             kept = [(part.cut(self.max_length, self.side), len(part.ids)) for part in one.parts]
             self.cut += any(len(part.ids) > self.max_length for part in one.parts)
+            for part in one.parts if self.answers else ():
+                in_part, whole = part.answers_cut(self.max_length, self.side)
+                self.cut_in_part += in_part
+                self.cut_whole += whole
         kept = [(part, full) for part, full in kept if any(part.read)]
         if not kept:
             self.lost.append(row)
@@ -125,6 +136,24 @@ class Features:
                 f"Each is learnt as it is asked, in a copy of its conversation up to there: {copies}."
                 if part in ("train", "inputs")
                 else f"Likewise {copies}."
+            )
+        for role, n in self.hidden.items():
+            what = "system prompt" if role == "system" else "user's words"
+            found.append(
+                f"The template writes nothing of the {what} in {counted(n, 'conversation')} of {part}, so that "
+                f"the model "
+                f"never sees it. Take another template ({setting('options.template', 'NAME')}), or put it into "
+                f"the first "
+                "question."
+            )
+        if self.cut_in_part or self.cut_whole:
+            longer = (
+                f" Raise {setting('max_length')} if the base reads more." if settable("max_length") else ""
+            )
+            found.append(
+                f"The cut to {self.max_length:,} tokens takes a part of {counted(self.cut_in_part, 'answer')} "
+                f"of {part}, "
+                f"and {counted(self.cut_whole, 'answer')} whole, which the loss then does not read.{longer}"
             )
         if self.unread:
             found.append(

@@ -9,7 +9,7 @@ Shapes: N examples, M features (a long text has several), T tokens of a batch, S
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from veneer.data.preview import PreviewText
 from veneer.data.ragged import Ragged
 from veneer.engine.packing import Layout
 from veneer.engine.token_loss import token_losses
-from veneer.errors import DataError
+from veneer.errors import DataError, InputError
 from veneer.evaluation.language import LanguageMetrics, language_metrics, mean_loss
 from veneer.models.forms import HeadSpec
 from veneer.tasks.base import Answer, Decided, Encoded, Input, Outputs, ScoreForm, Targets
@@ -92,7 +92,9 @@ class Instructions:
         Raises:
             DataError: rows that the template can't show, or of which no labelled token is left.
         """
-        parts = Features(max_length, len(tokenizer), cut=self.cut, blocks=self.data == "text")
+        parts = Features(
+            max_length, len(tokenizer), cut=self.cut, blocks=self.data == "text", answers=self.has_answers
+        )
         for places, rendered in self._rendered(rows, tokenizer):
             for place, one in zip(places.tolist(), rendered, strict=True):
                 parts.add(one, int(rows.rows[place]) + 1)
@@ -109,7 +111,9 @@ class Instructions:
         renderer = Renderer(self.template, tokenizer)
         found = [_conversation(one, number) for number, one in enumerate(inputs, start=1)]
         if found and all(answered for _, answered in found):
-            parts = Features(max_length, len(tokenizer), cut=self.cut, blocks=self.data == "text")
+            parts = Features(
+                max_length, len(tokenizer), cut=self.cut, blocks=self.data == "text", answers=self.has_answers
+            )
             for number, one in enumerate(self._render(renderer, [one for one, _ in found], "input"), start=1):
                 parts.add(one, number)
             return parts.done("the inputs", "inputs")
@@ -118,7 +122,7 @@ class Instructions:
             ids = renderer.prompts(asked)
         except ValueError as error:
             place, why = error.args
-            raise DataError(f"input {place + 1}: {why}.") from None
+            raise InputError(place, f": {why}.") from None
         room = max(1, max_length - 1)
         kept = [
             one.cut(room, "left").ids
@@ -149,7 +153,10 @@ class Instructions:
         pairs = [
             (part, part if self.data == "text" else part.cut(max_length, self.cut)) for part in one.parts
         ]
-        tokens = tuple(token for pair in pairs for token in shown_tokens(*pair, self.cut, tokenizer))
+        shown = [list(shown_tokens(*pair, self.cut, tokenizer)) for pair in pairs]
+        for number, part in enumerate(shown if len(shown) > 1 else (), start=1):
+            part[:1] = [replace(token, begins=f"copy {number} of {len(shown)}") for token in part[:1]]
+        tokens = tuple(token for part in shown for token in part)
         title = f"{sum(token.target for token in tokens):,} tokens in the loss"
         title += f", in {len(pairs)} copies" if len(pairs) > 1 else ""
         return PreviewText(rows.name, place, (title,), len(tokens), rows.content(place), tokens)
@@ -258,7 +265,7 @@ def _conversation(one: Input, number: int) -> tuple[Conversation, bool]:
     try:
         return conversation_or_prompt({"prompt": one} if isinstance(one, str) else one)
     except ValueError as error:
-        raise DataError(f"input {number}: {error}.") from None
+        raise InputError(number - 1, f": {error}.") from None
 
 
 def _by_token(

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from veneer.data.conversations import Conversation, Turn
 from veneer.errors import DataError
 from veneer.tasks.encoding import special_ends
@@ -53,6 +55,22 @@ class Rendered:
         read = [*self.read[:lead], False, *self.read[start + 1 :]]
         return Rendered([*self.ids[:lead], *self.ids[start:]], read, lead)
 
+    def answers_cut(self, max_length: int, side: Cut) -> tuple[int, int]:
+        """How many answers (runs of tokens that the loss reads) a cut takes a part of, and how many whole."""
+        whole = np.array(self.read, np.bool_)
+        kept = np.zeros(len(whole), np.bool_)
+        if side == "right":
+            kept[:max_length] = whole[:max_length]
+        else:
+            start = len(whole) - (max_length - self.lead)
+            kept[: self.lead] = whole[: self.lead]
+            kept[start + 1 :] = whole[start + 1 :]
+        begins = np.flatnonzero(whole & ~np.append(False, whole[:-1]))
+        if len(whole) <= max_length or not len(begins):
+            return 0, 0
+        had, left = (np.add.reduceat(flags.astype(np.int64), begins) for flags in (whole, kept))
+        return int(((left > 0) & (left < had)).sum()), int((left == 0).sum())
+
     def blocks(self, max_length: int) -> list[Rendered]:
         """Parts of at most `max_length` tokens; each begins with the last token of the one before, so that every token
         is foretold once.
@@ -77,10 +95,24 @@ class Rendering:
 
     parts     the last one is the whole
     unread    answers that the loss reads in none of them
+    hidden    whose words the template writes nothing of: "system", "user"
     """
 
     parts: list[Rendered]
     unread: int = 0
+    hidden: tuple[str, ...] = ()
+
+
+def _hidden(turns: Sequence[Turn], pieces: Sequence[Piece]) -> tuple[str, ...]:
+    """Roles of turns, other than answers, whose words stand nowhere in the rendered text."""
+    text = " ".join("".join(piece.text for piece in pieces).split())
+    missing = (
+        turn.role
+        for turn in turns
+        if turn.role != "assistant"
+        and any(" ".join(part.split()) not in text for part in (turn.content, turn.input))
+    )
+    return tuple(dict.fromkeys(missing))
 
 
 @dataclass(frozen=True)
@@ -130,8 +162,9 @@ class Renderer:
                     for number, pieces in enumerate(one.all)
                 ],
                 one.unread,
+                _hidden(turns.turns, one.all[-1]),
             )
-            for one in every
+            for turns, one in zip(many, every, strict=True)
         ]
 
     def texts(self, many: Sequence[str]) -> list[Rendered]:

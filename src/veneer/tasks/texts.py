@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from veneer.data.preview import PreviewText
 from veneer.data.ragged import Ragged
 from veneer.data.rows import Split
-from veneer.errors import DataError
+from veneer.errors import InputError
 from veneer.tasks.base import Encoded, Input
 from veneer.tasks.encoding import TokenLists, encode_texts, token_shower, token_store
 from veneer.tasks.kind import Making
@@ -83,11 +83,12 @@ def given_texts(one: Input, names: tuple[str, ...], place: int = 0) -> tuple[str
         return tuple(given[name] for name in names)
     wanted = " and ".join(repr(name) for name in names)
     got = " and ".join(repr(name) for name in given) or "nothing"
-    raise DataError(
-        f"input {place + 1} gives {got}; this adapter reads {wanted}, each of them a text. On the command line the "
+    raise InputError(
+        place,
+        f" gives {got}; this adapter reads {wanted}, each of them a text. On the command line the "
         "second one is given with --pair."
         if len(names) > 1
-        else f"input {place + 1} gives {got}; this adapter reads {wanted}, a text."
+        else f" gives {got}; this adapter reads {wanted}, a text.",
     )
 
 

@@ -9,20 +9,24 @@ Shapes: N examples, M windows, T tokens in all, L tokens of a window, P of them 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from veneer.data.choices import counted
 from veneer.data.ragged import Ragged
-from veneer.errors import BaseError, DataError
+from veneer.errors import BaseError, DataError, InputError
+from veneer.naming import settable, setting
 
 __all__ = ["Placed", "Windows", "full_lengths", "place_answers", "split_windows"]
 
 LEAST_ROOM = 8
 """Tokens of context that a window has at least; a question that leaves less is an error."""
+
+_MOST_FAULTS = 5
 
 Pair = tuple[str, str]
 
@@ -76,7 +80,11 @@ class Placed:
 
 
 def split_windows(
-    pairs: Iterable[Sequence[Pair]], tokenizer: Any, max_length: int, doc_stride: int
+    pairs: Iterable[Sequence[Pair]],
+    tokenizer: Any,
+    max_length: int,
+    doc_stride: int,
+    row_of: Callable[[int], str] | None = None,
 ) -> Windows:
     """Questions and contexts, in pieces, as windows of at most `max_length` tokens.
 
@@ -86,25 +94,46 @@ def split_windows(
         max_length: tokens of a window, special tokens included.
         doc_stride: tokens that neighbouring windows share; at most half of a window's context, so that a long question
             does not make a window for every few tokens.
+        row_of: what a person calls an example; None: they are inputs.
 
     Raises:
         BaseError: a tokenizer that does not say which characters its tokens stand for.
-        DataError: a question that leaves no room for its context.
+        DataError: questions that leave no room for their context, with their rows (`InputError`: the first input).
     """
     _check(tokenizer)
     builder = _Builder(tokenizer)
+    crowded: list[tuple[int, str]] = []
+    begin = 0
     for piece in pairs:
         lengths = _lengths(piece, tokenizer)
         room = max_length - lengths[:, 0] - tokenizer.num_special_tokens_to_add(pair=True)
-        for place in np.flatnonzero((room < LEAST_ROOM) & (room < lengths[:, 1]))[:1]:
-            raise DataError(
-                f"The question {piece[place][0][:60]!r} has {lengths[place, 0]:,} tokens and leaves "
-                f"{max(0, room[place])} of {max_length} for its context; expected at least {LEAST_ROOM}. Shorten it, "
-                "or raise --max-length."
+        for place in np.flatnonzero((room < LEAST_ROOM) & (room < lengths[:, 1])).tolist():
+            says = (
+                f"the question {piece[place][0][:60]!r} has {lengths[place, 0]:,} tokens and leaves "
+                f"{max(0, room[place])} of {max_length} for its context"
             )
+            crowded.append((begin + place, says))
+        begin += len(piece)
+        if crowded:
+            continue
         overlap = np.minimum(doc_stride, np.maximum(room, 0) // 2)
         builder.add(piece, overlap, room, lengths, max_length)
+    if crowded:
+        raise _crowded(crowded, row_of)
     return builder.done()
+
+
+def _crowded(found: Sequence[tuple[int, str]], row_of: Callable[[int], str] | None) -> DataError:
+    longer = f", or raise {setting('max_length')}" if settable("max_length") else ""
+    mend = (
+        f"; expected at least {LEAST_ROOM}. Shorten or remove {'it' if len(found) == 1 else 'them'}{longer}."
+    )
+    if row_of is None:
+        place, says = found[0]
+        return InputError(place, f": {says}{mend}")
+    listed = "; ".join(f"{row_of(place)}: {says}" for place, says in found[:_MOST_FAULTS])
+    more = f"; and {counted(len(found) - _MOST_FAULTS, 'more row')}" if len(found) > _MOST_FAULTS else ""
+    return DataError(f"{listed}{more}{mend}")
 
 
 def full_lengths(pairs: Iterable[Sequence[Pair]], tokenizer: Any) -> NDArray[np.int32]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from veneer.data.preview import Preview, PreviewText, ShownToken, preview
+from veneer.data.preview import Preview, PreviewText, ShownToken, copies, preview
 from veneer.evaluation.blocks import Block, Cell, Paragraph, Section, Spans, Table
 from veneer.tasks.previewing import read_as
 from veneer.training.prepare import Run
@@ -72,22 +72,28 @@ def _lengths(seen: Preview) -> tuple[str, ...]:
 
 def _example(text: PreviewText, role: str) -> list[Block]:
     title = role + (", ".join(text.labels) or f"example {text.place + 1}")
-    pieces: list[tuple[str, str]] = []
+    pieces = [piece for begins, tokens in copies(text.tokens) for piece in _pieces(begins, tokens)]
+    return [Paragraph(f"{title}: {text.length:,} tokens", "note"), Spans(tuple(pieces))]
+
+
+def _pieces(begins: str, tokens: Sequence[ShownToken]) -> list[tuple[str, str]]:
+    """The tokens of one copy as coloured pieces."""
+    pieces: list[tuple[str, str]] = [(f" {begins}: ", "special")] if begins else []
     done = 0
-    for start, stop in _windows(text.tokens):
+    for start, stop in _windows(tokens):
         if start > done:
             pieces.append((f" ... {start - done:,} more ... ", "special"))
         for place in range(start, stop):
-            token, before = text.tokens[place], text.tokens[max(place - 1, start)]
+            token, before = tokens[place], tokens[max(place - 1, start)]
             if place > start and not token.special and not before.special and not token.text[:1].isspace():
                 pieces.append(("·", "special"))
             pieces.append((token.text, _kind(token)))
             if token.tag:
                 pieces.append((f" {token.tag}", "special"))
         done = stop
-    if done < len(text.tokens):
-        pieces.append((f" ... and {len(text.tokens) - done:,} more", "special"))
-    return [Paragraph(f"{title}: {text.length:,} tokens", "note"), Spans(tuple(pieces))]
+    if done < len(tokens):
+        pieces.append((f" ... and {len(tokens) - done:,} more", "special"))
+    return pieces
 
 
 def _windows(tokens: Sequence[ShownToken]) -> list[tuple[int, int]]:
