@@ -25,6 +25,7 @@ from every_task import ENTRIES, Entry, typed_bert
 from small_runs import no_pictures, two_files
 from veneer.data.ragged import Ragged
 from veneer.errors import AdapterError
+from veneer.evaluation.blocks import Table
 from veneer.models.forms import HEAD_CLASSES
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.base import Encoded, Outputs
@@ -36,6 +37,8 @@ from veneer.tasks.registry import KINDS, kind_named
 from veneer.training.config import TrainConfig
 from veneer.training.finish import Finished
 from veneer.training.loop import StepInfo
+from veneer.training.prepare import set_up
+from veneer.training.reading import reading_section
 from veneer.training.run import Quiet, train
 
 KILLED_AT = 4
@@ -82,6 +85,27 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_task_is_tried() -> None:
     assert {entry.kind for entry in ENTRIES.values()} == {kind.name for kind in KINDS}
+
+
+def test_the_report_tokenises_no_text_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the lengths that the run has, which are those that a reading of every whole text finds."""
+    run = set_up(made.config.replace(max_length=24))
+    task, tokenizer = run.adapted.task, run.adapted.base.tokenizer
+    for split in run.prepared.splits:
+        if len(split):
+            found = run.stores[split.name].full_lengths
+            assert found is not None
+            assert found.tolist() == task.full_lengths(split, tokenizer).tolist()
+
+    def again(*_: object) -> None:
+        raise AssertionError("texts are tokenised again")
+
+    monkeypatch.setattr(type(task), "full_lengths", again)
+    section = reading_section(run)
+    assert section is not None
+    lengths = section.blocks[0]
+    assert isinstance(lengths, Table)
+    assert sum(int(str(row[1]).replace(",", "")) for row in lengths.rows) == len(run.prepared.train)
 
 
 def timeless(done: Finished) -> dict[str, Any]:

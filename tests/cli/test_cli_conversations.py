@@ -56,7 +56,9 @@ def test_copies_are_shown_apart_in_preview_and_report(tmp_path: Path) -> None:
         )
     base = writing_base(tmp_path / "base")
     tokenizer.save_pretrained(base)
-    done = veneer("preview", rows.table.path, "--base", base, "--validation-fraction", 0, "--test-fraction", 0)
+    done = veneer(
+        "preview", rows.table.path, "--base", base, "--validation-fraction", 0, "--test-fraction", 0
+    )
     assert done.out.count("copy 1 of 2\n") == done.out.count("copy 2 of 2\n") > 0
 
 

@@ -99,6 +99,7 @@ def _encoded(windows: Windows, details: Asked, targets: NDArray[np.int64] | None
         example=windows.example,
         details=details,
         longest=int(windows.lengths.max(initial=0)),
+        full_lengths=windows.lengths,
     )
 
 

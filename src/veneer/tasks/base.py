@@ -79,6 +79,7 @@ class Encoded:
         details: what the task alone reads later (texts, offsets, given answers).
         cut: examples that lost tokens.
         longest: tokens of the longest example before any cut.
+        full_lengths: (N,) int32 tokens of each example before any cut; None: nobody kept them.
         choices, warnings: what a person should know of how the examples were read.
     """
 
@@ -89,6 +90,7 @@ class Encoded:
     details: Any = None
     cut: int = 0
     longest: int = 0
+    full_lengths: NDArray[np.int32] | None = None
     choices: tuple[Choice, ...] = ()
     warnings: tuple[str, ...] = ()
 

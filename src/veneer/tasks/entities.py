@@ -248,6 +248,7 @@ def _encoded(found: WordTokens, targets: Ragged, details: ReadWords) -> Encoded:
         example=found.example,
         details=details,
         longest=int(found.lengths.max(initial=0)),
+        full_lengths=found.lengths,
     )
 
 

@@ -61,6 +61,7 @@ class Features:
         self.asked: list[int] = []
         self.examples = self.cut = self.longest = 0
         self.lost: list[int] = []
+        self.whole: list[int] = []
         self.with_specials = 0
         self.in_copies = self.copies = self.partly = self.unread = 0
         self.hidden: Counter[str] = Counter()
@@ -68,7 +69,8 @@ class Features:
 
     def add(self, one: Rendering, row: int) -> None:
         """An example; `row` is its number for people."""
-        self.longest = max(self.longest, *(len(part.ids) for part in one.parts))
+        length = max(len(part.ids) for part in one.parts)
+        self.longest = max(self.longest, length)
         self.unread += one.unread
         self.hidden.update(one.hidden)
         self.partly += one.unread > 0
@@ -96,6 +98,7 @@ class Features:
             self.full.append(full)
             self.example.append(self.examples)
             self.asked.append(_answer_begins(labels))
+        self.whole.append(length)
         self.examples += 1
 
     def done(self, where: str, part: str) -> Encoded:
@@ -118,6 +121,7 @@ class Features:
             details=Details(np.asarray(self.asked, np.int64)),
             cut=self.cut,
             longest=self.longest,
+            full_lengths=np.asarray(self.whole, np.int32),
             warnings=self._warnings(part),
         )
 

@@ -67,17 +67,18 @@ def preview_source(
     limit = found.max_length if max_length is None else min(max_length, found.max_length)
     making = Making(prepared, found, chosen)
     made, tokenizer = kind.make(making), found.tokenizer
+    told, stores = _told(made, prepared, tokenizer, limit)
     seen = preview(
         prepared,
         lambda rows: made.full_lengths(rows, tokenizer),
         lambda rows, place: made.shown(rows, place, tokenizer, limit),
         max_length=limit,
         n=examples,
+        known={name: store.full_lengths for name, store in stores.items() if store.full_lengths is not None},
     )
     seen = replace(seen, choices=(*seen.choices, *making.notes.choices))
     if inferred is not None and all(choice.what != "task" for choice in seen.choices):
         seen = replace(seen, choices=(inferred, *seen.choices))
-    told, stores = _told(made, prepared, tokenizer, limit)
     seen = replace(read_as(seen, made, stores, kind.cut_says(made)), choices=(*seen.choices, *told.choices))
     warnings = (*seen.warnings, *([said] if said else []), *making.notes.warnings, *told.warnings)
     return Previewed(kind.name, replace(seen, warnings=warnings))

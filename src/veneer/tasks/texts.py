@@ -47,7 +47,15 @@ def encode_split(split: Split, tokenizer: Any, max_length: int) -> Encoded:
         store = token_store((texts for texts, _ in split.batches()), tokenizer, max_length)
     else:
         store, types = pair_store(_pairs(split), tokenizer, max_length)
-    return Encoded(store, targets, segments=types, details=split, cut=store.cut, longest=store.longest)
+    return Encoded(
+        store,
+        targets,
+        segments=types,
+        details=split,
+        cut=store.cut,
+        longest=store.longest,
+        full_lengths=store.full_lengths,
+    )
 
 
 def _pairs(split: Split, size: int = 4096) -> Iterator[list[Pair]]:

@@ -16,7 +16,6 @@ __all__ = ["reading_section"]
 
 _EXAMPLES = 3
 _MOST_TOKENS = 160  # of an example that are shown
-_MEASURED = 5_000  # texts of each split whose lengths are measured
 
 
 def reading_section(run: Run) -> Section | None:
@@ -29,7 +28,10 @@ def reading_section(run: Run) -> Section | None:
         lambda rows, place: adapted.task.shown(rows, place, tokenizer, limit),
         max_length=limit,
         n=_EXAMPLES,
-        most=_MEASURED,
+        most=max(map(len, run.prepared.splits)),
+        known={
+            name: store.full_lengths for name, store in run.stores.items() if store.full_lengths is not None
+        },
     )
     seen = read_as(seen, adapted.task, run.stores, adapted.kind.cut_says(adapted.task))
     texts = [
@@ -64,10 +66,7 @@ def _histogram(seen: Preview) -> Table:
 
 def _lengths(seen: Preview) -> tuple[str, ...]:
     """What the preview says of lengths, cuts and the loss, each as a sentence."""
-    said = [one[:1].upper() + one[1:] + "." for one in seen.says()]
-    if seen.measured["train"] == _MEASURED:
-        said[0] += f" Measured on {_MEASURED:,} texts of each part, taken evenly."
-    return tuple(said)
+    return tuple(one[:1].upper() + one[1:] + "." for one in seen.says())
 
 
 def _example(text: PreviewText, role: str) -> list[Block]:
