@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,29 @@ def test_a_folder_is_previewed_and_a_bad_file_is_refused(tmp_path: Path) -> None
     done = veneer("preview", tmp_path / "data", "--base", base)
     assert done.code != 0
     assert "no file in it has 'train' in its name" in done.err
+
+
+def test_a_pipe_gets_a_row_for_each_entity(tmp_path: Path) -> None:
+    """The same entities as --json, in its order; a text without any gives no row."""
+    base, source = tiny_bert(tmp_path / "base"), tmp_path / "spans.json"
+    spans = [
+        {"text": f"rome is late {k}", "spans": [{"start": 0, "end": 4, "label": "place"}]} for k in range(30)
+    ]
+    source.write_text(json.dumps(spans), encoding="utf-8")
+    adapter = tmp_path / "adapter"
+    made = veneer("train", source, "--base", base, "--out", adapter, "--epochs", 6, "--learning-rate", 0.01,
+                  "--precision", "fp32", "--no-baselines")  # fmt: skip
+    assert made.code == 0, made.err
+    texts = ["rome is late 3", "is it", "rome, is it rome?"]
+    piped = veneer("predict", adapter, *texts)
+    answers = veneer("predict", adapter, *texts, "--json").json["answers"]
+    wanted = [
+        [str(number), *(str(one[key]) for key in ("label", "text", "start", "end", "score"))]
+        for number, answer in enumerate(answers, start=1)
+        for one in answer["entities"]
+    ]
+    assert len(wanted) > 1
+    assert [line.split("\t") for line in piped.out.splitlines()] == wanted
 
 
 def test_a_prediction_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:

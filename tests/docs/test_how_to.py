@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def test_the_page_runs_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def _run(line: str) -> None:
-    """One line of a console block; `<` feeds a file to standard input."""
+    """One line of a console block; `<` feeds a file to standard input, `|` feeds another program."""
+    line, _, reader = line.partition(" | ")
     prompt, program, *arguments = shlex.split(line)
     assert (prompt, program) == ("$", "veneer"), line
     given = ""
@@ -101,3 +103,5 @@ def _run(line: str) -> None:
         arguments = arguments[: arguments.index("<")]
     done = veneer(*arguments, stdin=given)
     assert done.code == 0, f"{line}\n{done.err}"
+    if reader:
+        subprocess.run(reader, shell=True, input=done.out, text=True, check=True)

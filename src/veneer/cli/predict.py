@@ -230,16 +230,23 @@ def _answer_file(output: Output, adapter: Path, settings: Mapping[str, Any]) -> 
 
 
 def _print(rows: Rows, keys: Sequence[str], *, every: bool) -> None:
-    """A row an input: aligned for a person, tab-separated for a program: the answer, then what was asked."""
+    """A row an input: aligned for a person, tab-separated for a program: the answer, then what was asked.
+
+    Of entities a program gets a row each: the number of the input from 1, type, text, first character and the one after
+    the last, score.
+    """
     person, some = sys.stdout.isatty(), False
     table = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-    for _, given, answer in rows:
+    for number, (_, given, answer) in enumerate(rows, start=1):
         some = True
         texts = list(_named(given).values())
         shown = {key: answer[key] for key in keys}
         chances = answer.get("probabilities") or {} if every else {}
         if person and "entities" in shown:
             print_entities(shown["entities"] or [], texts[0])
+        elif "entities" in shown:
+            columns = ("label", "text", "start", "end", "score")
+            table.writerows([number, *(one[key] for key in columns)] for one in shown["entities"] or [])
         elif person:
             _print_aligned(shown, " | ".join(texts), chances)
         else:
