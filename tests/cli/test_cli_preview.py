@@ -39,6 +39,13 @@ def tokens_of(table: Path, base: Path, *more: object) -> Done:
     return veneer("preview", table, "--base", base, "--examples", 1, *more)
 
 
+def test_a_table_in_a_text_file_is_told_why_it_is_none(tmp_path: Path) -> None:
+    (tmp_path / "table.txt").write_text("text\tlabel\n" + "hello there\ta\n" * 9, encoding="utf-8")
+    done = veneer("preview", tmp_path / "table.txt", "--base", tiny_bert(tmp_path / "base"))
+    assert done.code == 2
+    assert "The task is instructions because: a file of text (.txt); --task NAME says another." in done.err
+
+
 def test_cuts_are_said_with_their_side_and_what_the_loss_reads_is_counted(tmp_path: Path) -> None:
     base, table = writing_base(tmp_path / "base"), instruction_file(tmp_path / "rows.json", 24)
     whole = tokens_of(table, base, "--json").json

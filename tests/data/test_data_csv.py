@@ -272,3 +272,10 @@ def test_any_bytes_are_a_table_or_a_clear_error(tmp_path: Path, content: bytes, 
         said = f"{path} holds {len(table)} rows"
         assert len(table) > 0
     assert path.name in said
+
+
+def test_a_note_to_excel_is_no_row(tmp_path: Path) -> None:
+    for begin in ("sep=;", '"sep=;"', "\ufeffsep=;"):
+        with pytest.raises(DataError, match=r"begins with a note to Excel .*sep=;.* Remove that line"):
+            read_table(write(tmp_path, begin + "\r\n" + ROWS.replace(",", ";")))
+    assert len(read_table(write(tmp_path, "sep=;x,label\n" + ROWS))) >= 3  # an ordinary first cell

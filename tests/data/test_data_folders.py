@@ -34,6 +34,11 @@ def test_files_are_told_by_their_names(tmp_path: Path, names: dict[str, str]) ->
 def test_what_is_not_clear(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file in it has 'train' in its name \(files: none\)"):
         split_files(tmp_path)
+    (tmp_path / "pos").mkdir()
+    with pytest.raises(
+        DataError, match=r"Folders in it \(pos\) are not read: write their texts into one table"
+    ):
+        split_files(tmp_path)
     for name in ("train-1.csv", "train-2.csv"):
         (tmp_path / name).write_text("x")
     with pytest.raises(DataError, match=r"several files could be the train part: train-1\.csv, train-2\.csv"):

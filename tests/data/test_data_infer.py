@@ -90,6 +90,15 @@ def test_a_column_that_is_given_is_checked(tmp_path: Path) -> None:
         find_label_column(one, "lable")
 
 
+def test_what_has_another_use_and_what_lies_in_objects_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "nested.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "meta": {"label": "a"}}) + "\n" for text in TEXTS))
+    with pytest.raises(DataError, match=r"Fields inside of objects \('meta'\) are not read"):
+        choose_columns(read_table(path), None, None)
+    with pytest.raises(DataError, match=r"no column looks like a text .* Taken for something else: 'text'\."):
+        choose_columns(read_table(path), None, "text")
+
+
 def test_facts_are_counted(tmp_path: Path) -> None:
     facts = column_facts(
         table(tmp_path, text=["one two", "", " ", "three four"], label=["1", "2.5", "3", ""]), "label"

@@ -45,7 +45,7 @@ def test_a_folder_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.Monke
         ("~/no-such-folder", "There is no folder ~/no-such-folder"),
         ("a/b/c", "There is no folder a/b/c"),
         ("not a name", "'not a name' is neither a folder nor a hub name"),
-        ("someone/something", "someone/something is not in the hub's cache on this machine"),
+        ("someone/something", "There is no folder someone/something here, and it is not in the hub's cache"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_sentence_with_the_mend(name: str, message: str) -> None:
@@ -53,6 +53,13 @@ def test_what_is_not_there_is_said_in_one_sentence_with_the_mend(name: str, mess
         locate(name)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_bert(tmp_path / "models" / "letters")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseError, match=r"no folder models/lettres here, .* Did you mean 'models/letters'\?"):
+        locate("models/lettres")
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:

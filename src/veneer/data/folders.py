@@ -40,9 +40,15 @@ def split_files(folder: Path) -> dict[str, Path]:
             found[parts[0]].append(file)
     listed = ", ".join(file.name for file in files[:8]) or "none"
     if not found["train"]:
+        inside = sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+        deeper = (
+            f" Folders in it ({', '.join(inside[:8])}) are not read: write their texts into one table, a row each."
+            if inside and not files
+            else ""
+        )
         raise DataError(
             f"{folder} is a folder, and no file in it has 'train' in its name (files: {listed}). Give a file, or name "
-            "the files of the folder train, dev and test."
+            f"the files of the folder train, dev and test.{deeper}"
         )
     for part, several in found.items():
         if len(several) > 1:

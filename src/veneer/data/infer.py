@@ -167,7 +167,7 @@ def _decided(
     """The column that was found, or the only likely one, as a choice; else an error that names the flag."""
     found = found or _single(likely, "the only column that could be")
     if found is None:
-        raise DataError(_unclear(table, role, facts, likely))
+        raise DataError(_unclear(table, role, facts, likely) + _not_read(table, facts))
     column, reason = found
     others = ", ".join(repr(one.name) for one in likely if one is not column)
     also = f"; also possible: {others}" if others else ""
@@ -197,6 +197,17 @@ def _unclear(table: Table, role: str, facts: Sequence[ColumnFacts], likely: Sequ
         f"{table.path}: no column looks like a {role} ({wanted}). Columns: {listed}. Say which with {flag}, or, for "
         "rows of another task, --task and its columns, such as --column instruction=NAME --column output=NAME."
     )
+
+
+def _not_read(table: Table, facts: Sequence[ColumnFacts]) -> str:
+    """What a message that lists columns has to add: those with another use, and objects."""
+    objects = [one.name for one in facts if one.kind == "object"]
+    taken = [name for name in table.columns if name not in {one.name for one in facts}]
+    said = f" Taken for something else: {', '.join(map(repr, taken))}." if taken else ""
+    if objects:
+        names = ", ".join(map(repr, objects))
+        said += f" Fields inside of objects ({names}) are not read: write them as columns of their own."
+    return said
 
 
 def infer_task(

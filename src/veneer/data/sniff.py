@@ -35,6 +35,7 @@ USUAL_NAMES = frozenset(
 SAMPLE_BYTES = 1 << 18  # characters of the file's top that the layout is inferred from
 _CHUNK = 1 << 20
 _STRAY, _BEYOND_ASCII = re.compile("[\udc80-\udcff]"), re.compile(r"[^\x00-\x7f]")
+_EXCEL_NOTE = re.compile(r'"?sep=."?(?=[\r\n])')
 _LETTERS = re.compile("[A-Za-z]")
 _WORDS = re.compile("[\udcc0-\udcff]{4,}")  # bytes that are letters in cp1252 and in its kin
 _BOMS = (  # the longer mark first: UTF-32's begins with UTF-16's
@@ -216,6 +217,13 @@ def find_layout(
     if not text.strip():
         raise DataError(
             f"{path} holds nothing but blank lines; a table with a text in each row was expected."
+        )
+    note = _EXCEL_NOTE.match(text)
+    if note is not None:
+        raise DataError(
+            f"{path} begins with a note to Excel ({note[0]!r}), which is no row. Remove that line; the "
+            f"delimiter is found "
+            "without it."
         )
     choices: list[Choice] = []
     quotes = True if quoting is None else quoting

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from veneer.errors import BaseError, MissingExtraError
+from veneer.errors import BaseError, MissingExtraError, nearest
 from veneer.models.hashing import file_hash
 
 __all__ = ["DEFAULT_BASE", "Location", "locate"]
@@ -132,6 +132,17 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
                 f"{name} can't be had from the hub here; without a network it", "offline"
             ) from error
         raise BaseError(
-            f"{name} is not in the hub's cache on this machine, and the hub can't be reached "
-            f"({type(error).__name__}). Download it where there is a network and give the folder instead."
+            f"There is no folder {name} here, and it is not in the hub's cache on this machine, and the hub can't be "
+            f"reached ({type(error).__name__}). {_beside(name)}Download it where there is a network and give "
+            f"the folder "
+            "instead."
         ) from error
+
+
+def _beside(name: str) -> str:
+    """A folder of nearly that name, as a sentence with a blank behind it; else nothing."""
+    place = Path(name)
+    if not place.parent.is_dir():
+        return ""
+    folders = [str(folder) for folder in place.parent.iterdir() if (folder / "config.json").is_file()]
+    return f"{nearest(str(place), folders)} ".lstrip()

@@ -11,6 +11,7 @@ from veneer.errors import BaseError
 from veneer.models.forms import check_form, is_decoder
 from veneer.models.load import config_of
 from veneer.models.locate import locate
+from veneer.naming import setting
 from veneer.tasks.kind import Kind
 from veneer.tasks.registry import KINDS, kind_named
 
@@ -54,14 +55,25 @@ def _decoder(base: str, revision: str | None) -> bool | None:
         return None
 
 
-def check_base(kind: Kind, base: str, revision: str | None = None) -> str | None:
+def check_base(
+    kind: Kind, base: str, revision: str | None = None, inferred: Choice | None = None
+) -> str | None:
     """Whether a base can do it, before any weight is loaded; a sentence to warn with, or None.
+
+    `inferred` is how the task was chosen, if nobody named it.
 
     Raises:
         BaseError: it can't, or its configuration can't be had.
     """
     config = config_of(locate(base, revision=revision, weights=False))
-    check_form(config, kind.form, base)
+    try:
+        check_form(config, kind.form, base)
+    except BaseError as error:
+        if inferred is None:
+            raise
+        raise BaseError(
+            f"{error} The task is {inferred.value} because: {inferred.reason}; {setting('task', 'NAME')} says another."
+        ) from None
     if kind.form in ("tokens", "span") and is_decoder(config):
         return (
             f"{base} is a decoder: each of its tokens sees only what stands before it, so that {kind.says} are found "

@@ -62,7 +62,7 @@ def preview_source(
     kind, inferred = infer_kind(task, source, base)
     chosen = kind.options.parse(options or {}, where=f"options of the task {kind.name}")
     prepared = kind.prepare(source, chosen)
-    said = check_base(kind, base)
+    said = check_base(kind, base, inferred=inferred)
     found = skeleton(base, head=kind.head(prepared, chosen))
     limit = found.max_length if max_length is None else min(max_length, found.max_length)
     making = Making(prepared, found, chosen)

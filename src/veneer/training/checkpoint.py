@@ -65,6 +65,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
+_OTHERS = {
+    "configuration": "with another configuration",
+    "data": "on other data (the rows have changed)",
+    "base": "on another base (its weights have changed)",
+}
+
+
 def latest_checkpoint(folder: Path, identity: Mapping[str, str]) -> Checkpoint | None:
     """The newest whole checkpoint below `folder`; None where there is none.
 
@@ -89,7 +96,7 @@ def latest_checkpoint(folder: Path, identity: Mapping[str, str]) -> Checkpoint |
     differs = [key for key in identity if found_identity.get(key) != identity[key]]
     if differs:
         raise CheckpointError(
-            f"{path.parent} holds an unfinished run with another {' and another '.join(differs)}. "
+            f"{path.parent} holds an unfinished run {' and '.join(_OTHERS[key] for key in differs)}. "
             "Finish it with its own settings, discard it with --fresh, or train under another name (--out)."
         )
     return Checkpoint(step=step, identity=found_identity, progress=progress, **tensors)

@@ -106,7 +106,7 @@ def set_up(
     if inferred is not None and all(choice.what != "task" for choice in choices):
         choices.insert(0, inferred)
     say(f"loading {config.base}")
-    said = check_base(kind, config.base, config.base_revision)
+    said = check_base(kind, config.base, config.base_revision, inferred)
     warnings += [said] if said else []
     head = kind.head(prepared, options)
     base = load_base(config.base, head=head, seed=config.seed, revision=config.base_revision)
