@@ -8,11 +8,14 @@ import itertools
 import json
 import subprocess
 import sys
+import time
+from unittest import mock
 
 import pytest
 from command import environment, veneer
 from tiny_adapter import Trained
 
+from veneer.cli.interrupts import never_swallowed
 from veneer.cli.progress import ScoreLike, step_line
 from veneer.training.loop import StepInfo
 
@@ -162,6 +165,27 @@ def test_the_step_line_fits_beside_the_bar() -> None:
     assert "accuracy 100.0%" in long
     assert "12,346 texts/s" in long
     assert "1:00:00 left" in long
+
+
+def test_ctrl_c_is_heard_where_python_ignores_exceptions() -> None:
+    """As when it comes while an object is deleted; another exception there goes where it went."""
+
+    class Deleted:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("other")
+
+    said: list[object] = []
+    with mock.patch.object(sys, "unraisablehook", lambda ignored: said.append(ignored.exc_type)):
+        with pytest.raises(KeyboardInterrupt), never_swallowed():  # noqa: PT012
+            Deleted()
+            time.sleep(30)
+        with never_swallowed():
+            Broken()
+    assert said == [ValueError]
 
 
 def test_a_full_disk_or_a_forbidden_place_is_no_fault_of_ours() -> None:

@@ -10,6 +10,7 @@ from command import Done, veneer
 from rich.cells import cell_len
 from rich.text import Text
 
+from bases import tiny_bert
 from instruction_cases import instruction_file, writing_base
 from veneer.cli.preview import _broken, _styled
 from veneer.data.preview import ShownToken
@@ -40,7 +41,9 @@ def tokens_of(table: Path, base: Path, *more: object) -> Done:
 
 
 def test_a_table_in_a_text_file_is_told_why_it_is_none(tmp_path: Path) -> None:
-    (tmp_path / "table.txt").write_text("text\tlabel\n" + "hello there\ta\n" * 9, encoding="utf-8")
+    (tmp_path / "table.txt").write_text(
+        "text\tlabel\n" + "".join(f"hello {n}\ta\n" for n in range(60)), "utf-8"
+    )
     done = veneer("preview", tmp_path / "table.txt", "--base", tiny_bert(tmp_path / "base"))
     assert done.code == 2
     assert "The task is instructions because: a file of text (.txt); --task NAME says another." in done.err

@@ -32,6 +32,7 @@ from veneer.cli import (
     train,
 )
 from veneer.cli.console import print_error, print_json
+from veneer.cli.interrupts import never_swallowed
 from veneer.cli.naming import InFlags
 from veneer.cli.settings import SETTINGS
 from veneer.cli.writing import SAMPLING
@@ -115,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdin.reconfigure(errors="strict")  # type: ignore[union-attr]  # bytes that are no text are said to be so
     try:
-        with speaking(_speaker(options)):
+        with speaking(_speaker(options)), never_swallowed():
             code = app(given, prog_name="veneer", standalone_mode=False)
         if code == INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
             raise KeyboardInterrupt
