@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from command import veneer
 from bases import tiny_bert
 from every_task import tagged
 from veneer.cli.colours import tag_colour
-from veneer.cli.predict import print_entities
+from veneer.cli.predict import _print, print_entities
 
 
 def test_the_preview_shows_the_tag_of_each_word(tmp_path: Path) -> None:
@@ -64,6 +67,17 @@ def test_a_pipe_gets_a_row_for_each_entity(tmp_path: Path) -> None:
     ]
     assert len(wanted) > 1
     assert [line.split("\t") for line in piped.out.splitlines()] == wanted
+
+
+def test_a_row_of_tokens_is_shown_to_a_person_as_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The characters of an entity are those of the text, not of the list as it is stored."""
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    entity = {"start": 7, "end": 15, "label": "loc", "text": "New York", "score": 1.0}
+    given = {"tokens": json.dumps(["Ada", "in", "New", "York"])}
+    _print(iter([({}, given, {"entities": [entity]})]), ("entities",), every=False)
+    assert re.fullmatch(r"Ada in \x1b\[[\d;]+mNew York\x1b\[0m", out.getvalue().splitlines()[0])
 
 
 def test_a_prediction_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:

@@ -251,7 +251,7 @@ def test_changed_data_under_an_unfinished_run_is_refused(tmp_path: Path) -> None
     with pytest.raises(Interrupted):
         train(given, out=out, reporter=Watching(3))
     messages(tmp_path / "messages.csv", rows=70)
-    with pytest.raises(CheckpointError, match="an unfinished run with another data"):
+    with pytest.raises(CheckpointError, match="an unfinished run on other data"):
         train(given, out=out)
 
 

@@ -243,7 +243,7 @@ def _print(rows: Rows, keys: Sequence[str], *, every: bool) -> None:
         shown = {key: answer[key] for key in keys}
         chances = answer.get("probabilities") or {} if every else {}
         if person and "entities" in shown:
-            print_entities(shown["entities"] or [], texts[0])
+            print_entities(shown["entities"] or [], _read_text(given))
         elif "entities" in shown:
             columns = ("label", "text", "start", "end", "score")
             table.writerows([number, *(one[key] for key in columns)] for one in shown["entities"] or [])
@@ -255,6 +255,14 @@ def _print(rows: Rows, keys: Sequence[str], *, every: bool) -> None:
             table.writerow([*cells, *blank, *texts, *chances.values()])
     if not some:
         raise DataError("there was no text to answer; a text in each line was expected.")
+
+
+def _read_text(given: Input) -> str:
+    """The text whose characters entities stand for: tokens joined, as they are read."""
+    from veneer.tasks.entity_words import given_words
+
+    text, _ = given_words(given, 0)
+    return text
 
 
 def _print_aligned(answer: Mapping[str, Any], text: str, chances: Mapping[str, float]) -> None:

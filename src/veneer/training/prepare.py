@@ -139,7 +139,7 @@ def set_up(
     return Run(config, prepared, adapted, stores, plan, prefixes, choices, warnings)
 
 
-def _check_recomputes(adapted: Adapted) -> None:
+def _recomputing(adapted: Adapted) -> Adapted:
     runner = adapted.runner
     if runner.program is None:
         raise ConfigError(
@@ -147,6 +147,7 @@ def _check_recomputes(adapted: Adapted) -> None:
             "transformers' own forward, where nothing is computed again. Use smaller batches with "
             f"{setting('gradient_accumulation', 'N')} instead."
         )
+    return replace(adapted, runner=runner.recomputing())
 
 
 def _threads_set(config: TrainConfig, device: str, choices: list[Choice]) -> int:
@@ -254,8 +255,7 @@ def _attached(
     if precision.name == "int8":
         choices.append(Choice("precision", "int8", adapted.precision.reason))
     if config.gradient_checkpointing:
-        _check_recomputes(adapted)
-        adapted = replace(adapted, runner=adapted.runner.recomputing())
+        adapted = _recomputing(adapted)
     choices.append(Choice("batches", adapted.runner.mode, adapted.runner.reason))
     return adapted
 
