@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.engine.linears import Joined, LinearGroup
+from veneer.engine.joined import Joined
+from veneer.engine.linears import LinearGroup
 
 __all__ = ["Apart"]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from veneer.engine.block_tail import Tail, back_through, normed_or_not, parameters_of, wanted
-from veneer.engine.linears import Joined
+from veneer.engine.joined import Joined
 from veneer.engine.norms import norm_gradients
 from veneer.engine.packing import filled_to
 

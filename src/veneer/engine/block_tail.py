@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from veneer.engine.activations import Activation
 from veneer.engine.gated import Gated
-from veneer.engine.linears import Joined
+from veneer.engine.joined import Joined
 from veneer.engine.norms import norm_gradients, normed
 
 __all__ = ["Tail", "TailGradients", "back_through", "normed_or_not", "parameters_of", "wanted"]

@@ -12,25 +12,19 @@ Shapes: T tokens, n inputs, m outputs of a layer, M outputs of the group, r rank
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from veneer.engine.activations import Activation
 from veneer.engine.frozen import FrozenLinear
-from veneer.engine.gated import Gated
-from veneer.engine.native import Kernels, Part, fits, kernels
+from veneer.engine.joined import Joined, Place, joined_of
 from veneer.lora.dora import Dora
 from veneer.lora.int8 import Int8Linear, Int8Weight
 from veneer.lora.layers import Layout, LoraLinear, layout_of
 
-__all__ = ["Joined", "LinearGroup", "Slot"]
-
-Place = tuple[int, int, float]
-"""First output, number of outputs and scaling of one adapter in a group."""
+__all__ = ["LinearGroup", "Slot"]
 
 _FACTORS = 3  # where the factors begin among the arguments of the autograd function
 
@@ -116,15 +110,7 @@ class LinearGroup:
             bias = None if bias is None else bias[columns]
             factors, parts = _cut(factors, parts, columns)
             start = columns.stop - columns.start
-        shape = tuple(parts), tuple(factor.shape[0] for factor in factors[::2])
-        if not parts or (compiled := _compiled(factors, dtype)) is None:
-            A, B = _side_by_side(factors, parts, start, dtype) if parts else (None, None)
-            return Joined(frozen, bias, A, B, shape, tuple(factors))
-        adapters = tuple(
-            Part(A_i.detach(), B_i.detach(), first, scaling)
-            for A_i, B_i, (first, _, scaling) in zip(factors[::2], factors[1::2], parts, strict=True)
-        )
-        return Joined(frozen, bias, None, None, shape, tuple(factors), compiled, adapters)
+        return joined_of(frozen, bias, factors, parts, start, dtype)
 
     def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear | Int8Weight:
         """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
@@ -183,14 +169,6 @@ class LinearGroup:
         self._stamp = _stamp([base.weight for base in bases])
 
 
-def _compiled(factors: Sequence[Tensor], dtype: torch.dtype) -> Kernels | None:
-    """The kernels for these factors: in bf16, where PyTorch's narrow products cost more than they compute."""
-    if dtype is not torch.bfloat16:
-        return None
-    wide = all(factor.dtype is torch.float32 and fits(factor) for factor in factors)
-    return kernels() if wide else None
-
-
 def _stamp(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """What changes when a tensor does: its place, its dtype, or the count of its changes in place."""
     return tuple((id(t), t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
@@ -206,10 +184,6 @@ def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.
     return torch.cat(
         [there[0].new_zeros(n) if bias is None else bias for bias, n in zip(biases, sizes, strict=True)]
     ).to(dtype)
-
-
-Shape = tuple[tuple[Place, ...], tuple[int, ...]]
-"""The parts, and their ranks."""
 
 
 def _base_of(layer: nn.Module) -> Any:
@@ -234,101 +208,6 @@ def _cut(
     return kept, places
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A group's product at one moment: forward and backward without a graph.
-
-    Attributes:
-        frozen: the weights W (M, n).
-        bias: (M,) or None.
-        A, B: (R, n) and (M, R) of the adapters, B scaled, in the dtype of the product; None without any.
-        shape: which adapter stands where.
-        factors: the adapters' own A_1, B_1, A_2, ...
-        kernels: that compute the adapters, from `adapters`, in place of A and B; None: A and B do.
-        adapters: the factors and where they stand.
-    """
-
-    frozen: FrozenLinear | Int8Weight
-    bias: Tensor | None
-    A: Tensor | None
-    B: Tensor | None
-    shape: Shape
-    factors: tuple[Tensor, ...]
-    kernels: Kernels | None = None
-    adapters: tuple[Part, ...] = ()
-
-    @property
-    def trained(self) -> bool:
-        """Whether any factor wants a gradient."""
-        return any(factor.requires_grad for factor in self.factors)
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(T, n) -> (T, M) x W^T + (x A^T) B^T + bias + residual, and x A^T (T, R) to be kept."""
-        if self.kernels is not None:
-            x = x.contiguous()
-            y = self.frozen.product(x, self.bias, residual)
-            return y, self.kernels.lora_forward(x, y, self.adapters)
-        y = self.frozen.product(x, self.bias, residual)
-        if self.A is None or self.B is None:
-            return y, None
-        h = torch.mm(x, self.A.t())
-        y.addmm_(h, self.B.t())
-        return y, h
-
-    def activated(self, x: Tensor, activation: Activation | Gated) -> Tensor:
-        """(T, n) -> (T, M), with a gate half of it: an activation of `forward`, whose input nobody wants later."""
-        if not self.shape[0] and activation.after is not None and isinstance(self.frozen, FrozenLinear):
-            found = self.frozen.activated(x, self.bias, activation.after)
-            if found is not None:
-                return found
-        return activation.forward(self.forward(x)[0])
-
-    def backward(
-        self, grad: Tensor, x: Tensor | None, h: Tensor | None, *, need_x: bool, beside: Tensor | None = None
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """The gradients of the input (T, n), plus `beside` (T, n) where one is given, and of `factors`.
-
-        Args:
-            grad: (T, M).
-            x, h: the input, and what `forward` gave with it; None: no factor wants a gradient.
-            need_x: whether the input's is wanted.
-            beside: what else flows into the input's gradient.
-        """
-        if self.kernels is not None:
-            return self._compiled_backward(self.kernels, grad, x, h, need_x=need_x, beside=beside)
-        g: Tensor | None = None
-        if self.B is not None and (need_x or h is not None):
-            g = torch.mm(grad, self.B)  # (T, R), scaled
-        grad_x = None
-        if need_x:
-            grad_x = self.frozen.input_gradient(grad, beside)
-            if g is not None and self.A is not None:
-                grad_x.addmm_(g, self.A)
-        if h is None or x is None or g is None:
-            return grad_x, [None] * len(self.factors)
-        dtypes = [factor.dtype for factor in self.factors]
-        return grad_x, _of_factors(torch.mm(g.t(), x), torch.mm(grad.t(), h), self.shape, dtypes)
-
-    def _compiled_backward(
-        self,
-        compiled: Kernels,
-        grad: Tensor,
-        x: Tensor | None,
-        h: Tensor | None,
-        *,
-        need_x: bool,
-        beside: Tensor | None,
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """`backward` by the kernels."""
-        grad = grad.contiguous()
-        grad_x = self.frozen.input_gradient(grad, beside) if need_x else None
-        x = None if h is None or x is None else x.contiguous()
-        if grad_x is None and x is None:
-            return None, [None] * len(self.factors)
-        found = compiled.lora_backward(grad, x, h, grad_x, self.adapters)
-        return grad_x, [*found] if found else [None] * len(self.factors)
-
-
 class _GroupLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, joined: Joined, *_: Tensor) -> Tensor:
@@ -345,36 +224,3 @@ class _GroupLinear(torch.autograd.Function):
         need_x, need_residual = ctx.needs_input_grad[:2]
         grad_x, grads = ctx.joined.backward(grad, x, h, need_x=need_x)
         return (grad_x, grad if need_residual else None, None, *grads)
-
-
-@torch.no_grad()
-def _side_by_side(
-    factors: Sequence[Tensor], parts: Sequence[Place], outputs: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """All A's under each other (R, n), and all scaled B's on the diagonal of (M, R), in `dtype`.
-
-    Copies, made for each call: an optimiser may change the factors without a trace (PyTorch's fused ones do).
-    """
-    if len(parts) == 1 and parts[0][1] == outputs:
-        return factors[0].to(dtype, copy=True), (factors[1] * parts[0][2]).to(dtype)
-    A = torch.cat(list(factors[::2])).to(dtype)
-    B = torch.zeros(outputs, A.shape[0], dtype=dtype, device=A.device)
-    at = 0
-    for (start, size, scaling), B_i in zip(parts, factors[1::2], strict=True):
-        r = B_i.shape[1]
-        torch.mul(B_i, scaling, out=B[start : start + size, at : at + r])
-        at += r
-    return A, B
-
-
-def _of_factors(
-    of_A: Tensor, of_B: Tensor, shape: Shape, dtypes: Sequence[torch.dtype]
-) -> list[Tensor | None]:
-    """The gradients of A (R, n) and of B (M, R), as those of each adapter's factors: A_1, B_1, A_2, ..."""
-    found: list[Tensor | None] = []
-    of_A, of_B = of_A.to(dtypes[0]), of_B.to(dtypes[0])
-    at = 0
-    for (start, size, scaling), r in zip(shape[0], shape[1], strict=True):
-        found += [of_A[at : at + r], of_B[start : start + size, at : at + r] * scaling]
-        at += r
-    return [g.to(dtype) for g, dtype in zip(found, dtypes, strict=True) if g is not None]

@@ -130,7 +130,13 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
             made = Path(folder) / "kernels.so"
             command = [compiler, *flags, "-o", str(made), str(_SOURCE / "kernels.c"), "-lm"]
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_SECONDS,
+                check=False,
+                start_new_session=True,  # Ctrl-C ends the compiler through us, not as a compiler that failed
             )
             if done.returncode:
                 said = [line for line in done.stderr.splitlines() if "error" in line] or ["without a word"]
