@@ -134,7 +134,7 @@ def joined_of(
     outputs: int,
     dtype: torch.dtype,
 ) -> Joined:
-    """The product of a group with so many outputs in `dtype`, and of the adapters A_1, B_1, A_2, ... at their places."""
+    """The product of a group with so many outputs in `dtype`, and of the adapters A_1, B_1, ... at their places."""
     shape = tuple(places), tuple(factor.shape[0] for factor in factors[::2])
     compiled = _compiled(factors, dtype) if places else None
     if compiled is None:
