@@ -96,7 +96,7 @@ class Layout:
     @property
     def rows(self) -> int:
         """R > T: the rows of a filled-up batch, one of few numbers; see `PackedBatch.filled_up`."""
-        step = 64 if self.tokens < 4096 else 256
+        step = 32 if self.tokens < 1024 else 64 if self.tokens < 4096 else 256
         return (self.tokens // step + 1) * step
 
     @property
