@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from veneer.data.choices import Notes, counted
 from veneer.data.conversation_columns import ConversationColumns
+from veneer.data.faults import refuse_rows
 from veneer.data.hashing import UInts, fingerprints
 from veneer.data.tables import Table
 from veneer.errors import DataError
-from veneer.naming import settable, setting
 
 __all__ = [
     "Conversation",
@@ -166,8 +166,10 @@ def read_conversations(
                 kept.append(row - 1)
                 texts.append(_print_of(one))
     _raise_faults(where, faults)
-    _refuse(where, empty["text"], "a text", on_empty_text, "data.on_empty_text")
-    _refuse(where, empty["answer"], "an answer", on_missing_label, "data.on_missing_label")
+    if on_empty_text == "error":
+        refuse_rows(where, empty["text"], "a text", "data.on_empty_text")
+    if on_missing_label == "error":
+        refuse_rows(where, empty["answer"], "an answer", "data.on_missing_label")
     for key, n in (
         ("rows", row),
         ("empty_texts", len(empty["text"])),
@@ -314,16 +316,3 @@ def _raise_faults(where: str, faults: Sequence[str]) -> None:
             f"{where}: {counted(len(faults), 'row')} can't be read as a conversation, counted from 1: {listed}{more}. "
             "Mend or remove them."
         )
-
-
-def _refuse(where: str, rows: Sequence[int], what: str, policy: str, option: str) -> None:
-    if policy != "error" or not rows:
-        return
-    first = ", ".join(f"{row:,}" for row in rows[:_MOST_FAULTS]) + (
-        ", ..." if len(rows) > _MOST_FAULTS else ""
-    )
-    mend = f"leave them out with {setting(option, 'drop')}" if settable(option) else "remove them"
-    raise DataError(
-        f"{where}: {counted(len(rows), 'row')} without {what} (row {first}, counted from 1 without the header). "
-        f"Fill them in, or {mend}."
-    )

@@ -12,7 +12,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from veneer.data.choices import Choice, Notes, counted
+from veneer.data.choices import Choice, Notes
+from veneer.data.faults import refuse_rows
 from veneer.data.hashing import UInts, fingerprints
 from veneer.data.infer import find_label_column, find_text_column
 from veneer.data.labels import MISSING, LabelSet, encode_labels, encode_multi_hot
@@ -181,8 +182,13 @@ def label_rows(
         blank |= (fingerprints(table.cells(columns.pair)) == fingerprints([[""]])[0]).all(axis=1)
     missing &= ~blank
     read = columns.text if columns.pair is None else f"{columns.text}, {columns.pair}"
-    _refuse(where, read, "text", blank, on_empty_text, "data.on_empty_text")
-    _refuse(where, columns.label, "label", missing, on_missing_label, "data.on_missing_label")
+    for column, what, rows, policy, option in (
+        (read, "text", blank, on_empty_text, "data.on_empty_text"),
+        (columns.label, "label", missing, on_missing_label, "data.on_missing_label"),
+    ):
+        if policy == "error":
+            places = np.flatnonzero(rows) + 1
+            refuse_rows(where, places.tolist(), f"a {what} in column {column!r}", option)
     for name, n in (("rows", len(table)), ("empty_texts", blank.sum()), ("missing_labels", missing.sum())):
         notes.add(name, n)
     return LabelledRows(table, columns, encoded, prints, ~(blank | missing))
@@ -192,17 +198,4 @@ def _pair_prints(table: Table, text: str, pair: str) -> UInts:
     both = zip(table.cells(text), table.cells(pair), strict=True)
     return fingerprints(
         [f"{(a or '').strip()}\x1f{(b or '').strip()}" for a, b in zip(*p, strict=True)] for p in both
-    )
-
-
-def _refuse(where: str, column: str, what: str, rows: NDArray[np.bool_], policy: str, option: str) -> None:
-    if policy != "error" or not rows.any():
-        return
-    places = np.flatnonzero(rows)
-    first = ", ".join(f"{place + 1:,}" for place in places[:5].tolist())
-    more = ", ..." if len(places) > 5 else ""
-    mend = f"leave them out with {setting(option, 'drop')}" if settable(option) else "remove them"
-    raise DataError(
-        f"{where}: {counted(len(places), 'row')} without a {what} in column {column!r} (row {first}{more}, "
-        f"counted from 1 without the header). Fill them in, or {mend}."
     )

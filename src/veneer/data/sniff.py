@@ -222,8 +222,7 @@ def find_layout(
     if note is not None:
         raise DataError(
             f"{path} begins with a note to Excel ({note[0]!r}), which is no row. Remove that line; the "
-            f"delimiter is found "
-            "without it."
+            "delimiter is found without it."
         )
     choices: list[Choice] = []
     quotes = True if quoting is None else quoting

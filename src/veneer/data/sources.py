@@ -74,8 +74,7 @@ def load_source(config: DataConfig, progress: Progress | None = None) -> Loaded:
     if config.variant is not None:
         raise ConfigError(
             f"{setting('data.variant')} is {config.variant!r}, but {config.source} has no variants; they belong "
-            "to a named "
-            "source. For a local copy of the SMS Spam Collection give sms-spam:PATH as the source."
+            "to a named source. For a local copy of the SMS Spam Collection give sms-spam:PATH as the source."
         )
     local = Path(config.source)
     if not local.exists() and _HUB_NAME.match(config.source) and not _has_known_suffix(local):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from veneer.engine.by_hand import node_of_input
 from veneer.engine.frozen import After, followed_product, has_blocks
-from veneer.engine.native import Kernels, fits, kernels
+from veneer.engine.native import kernels_for
 
 __all__ = ["Activation", "activation_of"]
 
@@ -48,29 +48,28 @@ class Activation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, m) -> (T, m), differentiable."""
-        by_hand = self._compiled(x) is not None or self._quicker(x)
+        by_hand = (self.kernel is not None and kernels_for(x) is not None) or self._quicker(x)
         return node_of_input(x, self) if by_hand else self.value(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The value alone, without a graph."""
-        found = self._compiled(x)
-        if found is not None:
-            return found.value(self.kernel or "", x)
+        if self.kernel is not None and (compiled := kernels_for(x)) is not None:
+            return compiled.value(self.kernel, x)
         if not self._quicker(x):
             return self.value(x)
         assert self.after is not None
-        y = followed_product(x.view(-1, _WIDTH), _identity(), None, self.after)
-        return y.view(x.shape)
+        found = followed_product(x.view(-1, _WIDTH), _identity(), None, self.after)
+        return found.view(x.shape)
 
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of the input `x`."""
-        found = self._compiled(x)
-        if found is not None and grad.is_contiguous() and grad.dtype is x.dtype:
-            return found.gradient(self.kernel or "", grad, x)
+        if (
+            self.kernel is not None
+            and grad.dtype is x.dtype
+            and (compiled := kernels_for(grad, x)) is not None
+        ):
+            return compiled.gradient(self.kernel, grad, x)
         return self.gradient(grad, x)
-
-    def _compiled(self, x: Tensor) -> Kernels | None:
-        return kernels() if self.kernel is not None and fits(x) else None
 
     def _quicker(self, x: Tensor) -> bool:
         return (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from veneer.engine.native import Kernels, Texts, fits, kernels
+from veneer.engine.native import Kernels, Texts, kernels_for
 from veneer.engine.packing import Layout
 from veneer.engine.row_attention import ReadAttention, RowAttention
 
@@ -22,13 +22,13 @@ __all__ = ["CompiledRead", "CompiledRows", "read_attention", "row_attention"]
 
 def row_attention(plain: RowAttention, like: Tensor) -> RowAttention | CompiledRows:
     """The attention for rows like these: by the kernels where there are any."""
-    found = kernels() if fits(like) else None
+    found = kernels_for(like)
     return plain if found is None else CompiledRows(plain, found)
 
 
 def read_attention(plain: ReadAttention, like: Tensor) -> ReadAttention | CompiledRead:
     """The same for one token of each text."""
-    found = kernels() if fits(like) else None
+    found = kernels_for(like)
     return plain if found is None else CompiledRead(plain, found)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from veneer.engine.activations import Activation
 from veneer.engine.frozen import FrozenLinear
 from veneer.engine.gated import Gated
-from veneer.engine.native import Kernels, Part, fits, kernels
+from veneer.engine.native import Kernels, Part, kernels_for
 from veneer.lora.int8 import Int8Weight
 
 __all__ = ["Joined", "Place", "Shape", "joined_of"]
@@ -149,10 +149,9 @@ def joined_of(
 
 def _compiled(factors: Sequence[Tensor], dtype: torch.dtype) -> Kernels | None:
     """The kernels for these factors: in bf16, where PyTorch's narrow products cost more than they compute."""
-    if dtype is not torch.bfloat16:
+    if dtype is not torch.bfloat16 or any(factor.dtype is not torch.float32 for factor in factors):
         return None
-    wide = all(factor.dtype is torch.float32 and fits(factor) for factor in factors)
-    return kernels() if wide else None
+    return kernels_for(*factors)
 
 
 @torch.no_grad()

@@ -134,8 +134,7 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise BaseError(
             f"There is no folder {name} here, and it is not in the hub's cache on this machine, and the hub can't be "
             f"reached ({type(error).__name__}). {_beside(name)}Download it where there is a network and give "
-            f"the folder "
-            "instead."
+            "the folder instead."
         ) from error
 
 

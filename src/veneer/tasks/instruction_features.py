@@ -144,20 +144,17 @@ class Features:
         for role, n in self.hidden.items():
             what = "system prompt" if role == "system" else "user's words"
             found.append(
-                f"The template writes nothing of the {what} in {counted(n, 'conversation')} of {part}, so that "
-                f"the model "
-                f"never sees it. Take another template ({setting('options.template', 'NAME')}), or put it into "
-                f"the first "
-                "question."
+                f"The template writes nothing of the {what} in {counted(n, 'conversation')} of {part}, so that the "
+                f"model never sees it. Take another template ({setting('options.template', 'NAME')}), or put it "
+                "into the first question."
             )
         if self.cut_in_part or self.cut_whole:
             longer = (
                 f" Raise {setting('max_length')} if the base reads more." if settable("max_length") else ""
             )
             found.append(
-                f"The cut to {self.max_length:,} tokens takes a part of {counted(self.cut_in_part, 'answer')} "
-                f"of {part}, "
-                f"and {counted(self.cut_whole, 'answer')} whole, which the loss then does not read.{longer}"
+                f"The cut to {self.max_length:,} tokens takes a part of {counted(self.cut_in_part, 'answer')} of "
+                f"{part}, and {counted(self.cut_whole, 'answer')} whole, which the loss then does not read.{longer}"
             )
         if self.unread:
             found.append(

@@ -204,8 +204,7 @@ def _pooled(base: Base, config: TrainConfig, choices: list[Choice]) -> Base:
     if base.causal and config.pooling == "first":
         raise ConfigError(
             f"{setting('pooling')}: 'first' reads nothing of the text on {base.name}: a decoder's first token "
-            "sees itself only. "
-            "Use 'last' or 'mean'."
+            "sees itself only. Use 'last' or 'mean'."
         )
     return base.with_pooling(config.pooling)
 

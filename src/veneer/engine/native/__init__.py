@@ -4,8 +4,15 @@
 are used for is decided where they are called. They are used on CPUs, in fp32 and bf16.
 """
 
-from veneer.engine.native.choice import KernelChoice, choose_kernels, kernels, own_kernels, use_kernels
-from veneer.engine.native.kernels import Kernels, Part, Texts, fits
+from veneer.engine.native.choice import (
+    KernelChoice,
+    choose_kernels,
+    kernels,
+    kernels_for,
+    own_kernels,
+    use_kernels,
+)
+from veneer.engine.native.kernels import Kernels, Part, Texts
 
 __all__ = [
     "KernelChoice",
@@ -13,8 +20,8 @@ __all__ = [
     "Part",
     "Texts",
     "choose_kernels",
-    "fits",
     "kernels",
+    "kernels_for",
     "own_kernels",
     "use_kernels",
 ]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from veneer.engine.native.build import NotBuiltError, built
-from veneer.engine.native.kernels import Kernels, Part, Texts
+from veneer.engine.native.kernels import Kernels, Part, Texts, fits
 from veneer.errors import ConfigError
 from veneer.naming import setting
 
-__all__ = ["KernelChoice", "choose_kernels", "kernels", "own_kernels", "use_kernels"]
+__all__ = ["KernelChoice", "choose_kernels", "kernels", "kernels_for", "own_kernels", "use_kernels"]
 
 Wanted = Literal["auto", "compiled", "pytorch"]
 
@@ -49,6 +49,11 @@ def kernels() -> Kernels | None:
     if not _Process.decided:
         use_kernels(choose_kernels("auto", torch.device("cpu")))
     return _Process.now
+
+
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """`kernels`, where they take all of these."""
+    return kernels() if all(fits(x) for x in tensors) else None
 
 
 def choose_kernels(wanted: Wanted, device: torch.device) -> KernelChoice:
@@ -117,7 +122,8 @@ def _tried() -> tuple[Kernels, str]:
 
 
 def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(what, by the kernels, by PyTorch) in fp32, which goes through the same lines as bf16."""
+    """(what, by the kernels, by PyTorch): in fp32, which goes through the same lines as bf16; LoRA also in bf16 and the
+    shapes of a matrix unit's tiles, with numbers that need no rounding."""
     x = torch.arange(1200, dtype=torch.float32).mul_(0.37).sin_().mul_(3.0).view(20, 60)
     for name, of in (("silu", nn.functional.silu), ("gelu", nn.functional.gelu)):
         yield name, found.value(name, x), of(x)
@@ -136,3 +142,16 @@ def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
     y = torch.zeros(20, 20)
     found.lora_forward(x, y, [Part(A, B, 0, 0.7)])
     yield "LoRA product", y, 0.7 * (x @ A.t()) @ B.t()
+    ones = torch.arange(64 * 64).remainder(7).eq(0).float().view(64, 64)
+    A, B = ones[:5].contiguous(), ones[:, :5].contiguous()
+    x, part = ones.bfloat16(), Part(A, B, 0, 2.0)
+    y, of_x = torch.zeros_like(x), torch.zeros_like(x)
+    h = found.lora_forward(x, y, [part])
+    of_A, of_B = found.lora_backward(x, x, h, of_x, [part])
+    for given, expected in (
+        (y, 2.0 * (ones @ A.t()) @ B.t()),
+        (of_x, 2.0 * (ones @ B) @ A),
+        (of_A, 2.0 * (ones @ B).t() @ ones),
+        (of_B, 2.0 * ones.t() @ (ones @ A.t())),
+    ):
+        yield "LoRA product in bf16", given.float(), expected.to(given.dtype).float()

@@ -17,30 +17,22 @@ typedef struct {
     size before; /* and no more than so many before it */
 } FN(Texts);
 
-/* (n, D) rows -> (n, ld) floats times `factor`; what stands behind D, and n up to a multiple of LANES, is zero. */
-static void FN(widen)(const REAL *from, size ldfrom, size n, size D, float factor, float *to, size ld) {
-    for (size i = 0; i < n; i++) {
-        size d = 0;
-        for (; d + LANES <= D; d += LANES)
-            for (size e = 0; e < LANES; e++) to[i * ld + d + e] = LOAD(from + i * ldfrom + d + e) * factor;
-        for (; d < ld; d++) to[i * ld + d] = d < D ? LOAD(from + i * ldfrom + d) * factor : 0.0f;
-    }
-    memset(to + n * ld, 0, (up_to_lanes(n) - n) * ld * sizeof(float));
+/* One text's m queries from row q on, its n keys and values from row k on, and a key-value head; the longest text, which
+   is the last, comes first. */
+typedef struct {
+    size q, k, m, n, head;
+} FN(Task);
+static FN(Task) FN(task_of)(const FN(Texts) *t, size number) {
+    size text = t->texts - 1 - number / t->kv_heads, q = t->q_first[text], k = t->k_first[text];
+    FN(Task) found = {q, k, t->q_first[text + 1] - q, t->k_first[text + 1] - k, number % t->kv_heads};
+    return found;
 }
 
-/* (n, ld) -> (ld, ldto), both padded with zeros to multiples of LANES. */
-static void FN(turn)(const float *from, size ld, float *to, size ldto) {
+/* (n, ld) -> (ld, ldto), ldto the next multiple of LANES; `from` gets rows of zeros up to there. */
+static void FN(turn)(float *from, size ld, size n, float *to, size ldto) {
+    memset(from + n * ld, 0, (ldto - n) * ld * sizeof(float));
     for (size i = 0; i < ldto; i += LANES)
         for (size d = 0; d < ld; d += LANES) turn_block(from + i * ld + d, ld, to + d * ldto + i, ldto);
-}
-
-static void FN(narrow)(const float *from, size ld, size n, size D, float factor, REAL *to, size ldto) {
-    for (size i = 0; i < n; i++) {
-        size d = 0;
-        for (; d + LANES <= D; d += LANES)
-            for (size e = 0; e < LANES; e++) STORE(to + i * ldto + d + e, from[i * ld + d + e] * factor);
-        for (; d < D; d++) STORE(to + i * ldto + d, from[i * ld + d] * factor);
-    }
 }
 
 /* s (m, ld) scores -> the softmax over what each query sees, zeros elsewhere. */
@@ -126,13 +118,12 @@ void FN(attend)(const FN(Texts) *t, REAL *out, size ldo, size rows, float *scrat
         float *mine = scratch + THREAD * floats;
 #pragma omp for schedule(dynamic, 1)
         for (size task = 0; task < tasks; task++) {
-            size text = t->texts - 1 - task / t->kv_heads, head = task % t->kv_heads;
-            size q0 = t->q_first[text], m = t->q_first[text + 1] - q0, k0 = t->k_first[text];
-            size n = t->k_first[text + 1] - k0, np = up_to_lanes(n), mp = up_to_lanes(m);
+            FN(Task) at = FN(task_of)(t, task);
+            size q0 = at.q, k0 = at.k, m = at.m, n = at.n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at.head;
             float *q = mine, *v = q + mp * d, *k = v + np * d, *turned = k + np * d, *s = turned + d * np, *o = s + m * np;
             FN(widen)(t->k + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
             FN(widen)(t->v + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, v, d);
-            FN(turn)(k, d, turned, np);
+            FN(turn)(k, d, n, turned, np);
             for (size h = head * times; h < (head + 1) * times; h++) {
                 FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
                 FN(scores)(m, np, d, q, d, turned, np, s, np, t->causal);
@@ -155,15 +146,14 @@ void FN(attend_gradient)(const FN(Texts) *t, const REAL *grad, size ldo, REAL *g
         float *mine = scratch + THREAD * floats;
 #pragma omp for schedule(dynamic, 1)
         for (size task = 0; task < tasks; task++) {
-            size text = t->texts - 1 - task / t->kv_heads, head = task % t->kv_heads;
-            size q0 = t->q_first[text], m = t->q_first[text + 1] - q0, k0 = t->k_first[text];
-            size n = t->k_first[text + 1] - k0, np = up_to_lanes(n), mp = up_to_lanes(m);
+            FN(Task) at = FN(task_of)(t, task);
+            size q0 = at.q, k0 = at.k, m = at.m, n = at.n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at.head;
             float *q = mine, *k = q + mp * d, *g = k + np * d, *of = g + mp * d, *kt = of + most(mp, np) * d;
             float *vt = kt + d * np, *sum_k = vt + d * np, *sum_v = sum_k + np * d, *s = sum_v + np * d, *ds = s + m * np;
             FN(widen)(t->v + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
-            FN(turn)(k, d, vt, np);
+            FN(turn)(k, d, n, vt, np);
             FN(widen)(t->k + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
-            FN(turn)(k, d, kt, np);
+            FN(turn)(k, d, n, kt, np);
             for (size h = head * times; h < (head + 1) * times; h++) {
                 int first = h == head * times;
                 FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);

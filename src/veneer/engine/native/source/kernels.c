@@ -6,6 +6,7 @@
 #define FN(name) name##_f32
 #define LOAD load_f32
 #define STORE store_f32
+#include "rows.h"
 #include "activations.h"
 #include "attention.h"
 #include "lora.h"
@@ -18,6 +19,7 @@
 #define FN(name) name##_bf16
 #define LOAD load_bf16
 #define STORE store_bf16
+#include "rows.h"
 #include "activations.h"
 #include "attention.h"
 #include "lora_amx.h"

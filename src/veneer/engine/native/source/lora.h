@@ -5,24 +5,13 @@
    multiple of LANES columns of its own, zeros behind its r. A thread has rows of its own in the narrow products and
    columns of its own in the wide ones, so that each number is summed by one thread in one order. */
 
-/* (n, D) rows -> floats, rows ld apart, zeros up to a multiple of LANES behind D. */
-static void FN(widen_block)(const REAL *from, size ldfrom, size n, size D, float *to, size ld) {
-    for (size i = 0; i < n; i++) {
-        size d = 0;
-        for (; d + LANES <= D; d += LANES)
-            for (size e = 0; e < LANES; e++) to[i * ld + d + e] = LOAD(from + i * ldfrom + d + e);
-        for (; d < D; d++) to[i * ld + d] = LOAD(from + i * ldfrom + d);
-        for (; d < up_to_lanes(D); d++) to[i * ld + d] = 0.0f;
-    }
-}
-
 /* y (M, N columns of ldy) += a (M, r) b (r, N), b's rows ldb apart and padded to a multiple of LANES. */
 static void FN(add_product)(size M, size N, size r, const float *a, size lda, const float *b, size ldb, REAL *y,
                             size ldy, float *block) {
     size np = up_to_lanes(N);
     for (size i = 0; i < M; i += TILE) {
         size rows = least(TILE, M - i);
-        FN(widen_block)(y + i * ldy, ldy, rows, N, block, np);
+        FN(widen)(y + i * ldy, ldy, rows, N, 1.0f, block, np);
         gemm(rows, np, r, a + i * lda, lda, 1, b, ldb, block, np, 1);
         FN(narrow)(block, np, rows, N, 1.0f, y + i * ldy, ldy);
     }
@@ -34,7 +23,7 @@ static void FN(turned_product)(size M, size N, size r, const float *a, size lda,
     size np = up_to_lanes(N);
     for (size i = 0; i < M; i += TILE) {
         size rows = least(TILE, M - i);
-        FN(widen_block)(x + i * ldx, ldx, rows, N, block, np);
+        FN(widen)(x + i * ldx, ldx, rows, N, 1.0f, block, np);
         gemm(r, np, rows, a + i * lda, 1, lda, block, np, c, CHUNK, i > 0);
     }
 }
@@ -44,7 +33,7 @@ static void FN(narrow_product)(size i, size end, size K, size n, const REAL *x, 
                                size ld, float *block) {
     for (; i < end; i += ROWS) {
         size rows = least(ROWS, end - i);
-        FN(widen_block)(x + i * ldx, ldx, rows, K, block, up_to_lanes(K));
+        FN(widen)(x + i * ldx, ldx, rows, K, 1.0f, block, up_to_lanes(K));
         gemm(rows, n, K, block, up_to_lanes(K), 1, b, n, c + i * ld, ld, 0);
     }
 }
