@@ -37,6 +37,7 @@ COPIES, OTHER, OUTSIDE = "copies, lookups, sums", "other operators", "Python, au
 KINDS = (FROZEN, LORA, ATTENTION, NORMS, ACTIVATION, COPIES, OPTIMISER, OTHER, OUTSIDE)
 _NARROW = 128  # a product with a side no wider is LoRA's or the head's
 _KERNELS = {
+    **dict.fromkeys(("frozen_forward", "frozen_backward"), FROZEN),  # with the adapters in them
     **dict.fromkeys(("lora_forward", "lora_backward"), LORA),
     **dict.fromkeys(("attend", "attend_gradient", "read", "read_gradient"), ATTENTION),
     **dict.fromkeys(("value", "gradient"), ACTIVATION),

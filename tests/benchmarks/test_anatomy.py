@@ -50,6 +50,7 @@ def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
         ("aten::native_layer_norm_backward", [[250, 768]], NORMS),
         ("aten::copy_", [[250, 768]], COPIES),
         ("veneer::lora_backward", [], LORA),
+        ("veneer::frozen_backward", [], FROZEN),
         ("veneer::attend", [], ATTENTION),
         ("aten::t", [[250, 768]], OTHER),
     ],

@@ -27,13 +27,12 @@ from veneer.tasks.adapted import length_batches
 def rows(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The numbers of rows of all frozen products from here on, forward and backward."""
     found: set[int] = set()
-    for name in ("product", "input_gradient"):
+    for name in ("product", "input_gradient", "adapted", "adapted_gradient"):
         inner = getattr(FrozenLinear, name)
 
-        def watched(self: FrozenLinear, x: Tensor, *more: Any, inner: Any = inner) -> Tensor:
+        def watched(self: FrozenLinear, x: Tensor, *more: Any, inner: Any = inner) -> Any:
             found.add(len(x))
-            y: Tensor = inner(self, x, *more)
-            return y
+            return inner(self, x, *more)
 
         monkeypatch.setattr(FrozenLinear, name, watched)
     return found

@@ -2,19 +2,23 @@
 
 oneDNN, which multiplies for PyTorch on CPUs, puts a bf16 weight into blocks before every product; for the few hundred
 tokens of a batch that costs as much as the product. A frozen weight never changes, so it is put into blocks once, for
-the product forward and for the gradient of the input, each when it is first needed. Where there is no such layout
-(fp32, a GPU, another build of PyTorch) the plain products are taken.
+the product forward and for the gradient of the input, each when it is first needed. The compiled kernels
+(`veneer.engine.native`) have products of their own for processors with a matrix unit, with the adapters in them, and a
+layout of their own. Where there is neither (fp32, a GPU, another build of PyTorch) the plain products are taken.
 
 This file knows tensors only. Shapes: T tokens, n inputs, m outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from veneer.engine.native import Kernels, Part, kernels_for
 
 __all__ = ["After", "FrozenLinear", "followed_product", "has_blocks"]
 
@@ -29,6 +33,10 @@ _ROWS = 256  # tokens that the blocks are laid out for; other numbers are comput
 # in pieces they are not. Measured, see docs/experiments.md.
 _PIECE = 384
 _PIECES_UP_TO = 1536
+
+# More rows than this, without adapters and with no fewer outputs than inputs, are quicker in oneDNN's blocks than with
+# the compiled kernels.
+_MANY = 512
 
 
 class FrozenLinear:
@@ -45,12 +53,15 @@ class FrozenLinear:
         self.transposed = transposed
         self._forward: Tensor | None = None
         self._backward: Tensor | None = None
-        self._blocked = (
-            keep and weight.dtype is torch.bfloat16 and weight.device.type == "cpu" and has_blocks()
-        )
+        self._tiles: dict[bool, Tensor] = {}  # of W, and of W^T: False and True
+        self._kept = keep and weight.dtype is torch.bfloat16 and weight.device.type == "cpu"
+        self._blocked = self._kept and has_blocks()
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (T, n) -> (T, m): x W^T + bias (m,) + residual (T, m)."""
+        found = self.adapted(x, bias, residual)
+        if found is not None:
+            return found[0]
         if self._blocked:
             return _blocked_product(x, self._for_forward(), bias, residual)
         W_t = self.weight if self.transposed else self.weight.t()  # (n, m)
@@ -70,12 +81,72 @@ class FrozenLinear:
 
     def input_gradient(self, grad: Tensor, beside: Tensor | None = None) -> Tensor:
         """(T, m) -> (T, n): the gradient of the input, plus `beside` (T, n)."""
+        found = self.adapted_gradient(grad, beside)
+        if found is not None:
+            return found[0]
         if self._blocked:
             if self._backward is None:
                 self._backward = _in_blocks(self.weight if self.transposed else self.weight.t())
             return _blocked_product(grad, self._backward, None, beside)
         W = self.weight.t() if self.transposed else self.weight
         return torch.mm(grad, W) if beside is None else torch.addmm(beside, grad, W)
+
+    def adapted(
+        self, x: Tensor, bias: Tensor | None, residual: Tensor | None, parts: Sequence[Part] = ()
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """`product` and what adapters add, as one by the compiled kernels; None where they have none.
+
+        `Kernels.frozen_forward` says what the arguments and the two tensors are.
+        """
+        compiled = self._kernels_for(x, bias, residual)
+        if compiled is None or (not parts and self._quicker_in_blocks(len(x), turned=False)):
+            return None
+        tiles, residual = self._in_tiles(compiled, turned=False), _contiguous(residual)
+        return compiled.frozen_forward(x.contiguous(), tiles, bias, residual, parts)
+
+    def adapted_gradient(
+        self,
+        grad: Tensor,
+        beside: Tensor | None,
+        x: Tensor | None = None,
+        h: Tensor | None = None,
+        parts: Sequence[Part] = (),
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """`input_gradient` with adapters and the factors' gradients, as one by the kernels; None where there are none.
+
+        `Kernels.frozen_backward` says what the arguments and the results are.
+        """
+        compiled = self._kernels_for(grad, beside)
+        if compiled is None or (not parts and self._quicker_in_blocks(len(grad), turned=True)):
+            return None
+        tiles, beside = self._in_tiles(compiled, turned=True), _contiguous(beside)
+        return compiled.frozen_backward(grad.contiguous(), tiles, beside, x, h, parts)
+
+    def _kernels_for(self, *tensors: Tensor | None) -> Kernels | None:
+        """The compiled kernels, where they have products with this weight and tensors."""
+        if not self._kept or any(t is not None and t.dtype is not torch.bfloat16 for t in tensors):
+            return None
+        compiled = kernels_for()
+        return compiled if compiled is not None and compiled.takes_frozen(*self.weight.shape) else None
+
+    def _quicker_in_blocks(self, rows: int, *, turned: bool) -> bool:
+        """Whether oneDNN's product with W, or W^T if `turned`, is quicker than that of the kernels."""
+        first, second = self.weight.shape
+        outputs, inputs = (first, second) if self.transposed == turned else (second, first)
+        return self._blocked and rows > _MANY and outputs >= inputs
+
+    @torch.inference_mode(False)  # what a prediction lays out, training has to be able to use
+    @torch.no_grad()
+    def _in_tiles(self, compiled: Kernels, *, turned: bool) -> Tensor:
+        """W (m, n), or W^T (n, m) if `turned`, as the kernels want it."""
+        if turned not in self._tiles:
+            weight = self.weight.contiguous()
+            self._tiles[turned] = compiled.frozen_tiles(weight, transposed=self.transposed != turned)
+        return self._tiles[turned]
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def followed_product(x: Tensor, weight: Tensor, bias: Tensor | None, after: After) -> Tensor:

@@ -61,11 +61,14 @@ class Joined:
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(T, n) -> (T, M) x W^T + (x A^T) B^T + bias + residual, and x A^T (T, R) to be kept."""
-        if self.kernels is not None:
-            x = x.contiguous()
-            y = self.frozen.product(x, self.bias, residual)
-            return y, self.kernels.lora_forward(x, y, self.adapters)
+        x = x.contiguous()
+        if self.A is None and isinstance(self.frozen, FrozenLinear):
+            found = self.frozen.adapted(x, self.bias, residual, self.adapters)
+            if found is not None:
+                return found
         y = self.frozen.product(x, self.bias, residual)
+        if self.kernels is not None:
+            return y, self.kernels.lora_forward(x, y, self.adapters)
         if self.A is None or self.B is None:
             return y, None
         h = torch.mm(x, self.A.t())
@@ -91,8 +94,17 @@ class Joined:
             need_x: whether the input's is wanted.
             beside: what else flows into the input's gradient.
         """
+        none: list[Tensor | None] = [None] * len(self.factors)
+        grad, x = grad.contiguous(), None if h is None or x is None else x.contiguous()
+        if need_x and self.A is None and isinstance(self.frozen, FrozenLinear):
+            found = self.frozen.adapted_gradient(grad, beside, x, h, self.adapters)
+            if found is not None:
+                return found[0], [*found[1]] or none
         if self.kernels is not None:
-            return self._compiled_backward(self.kernels, grad, x, h, need_x=need_x, beside=beside)
+            grad_x = self.frozen.input_gradient(grad, beside) if need_x else None
+            if grad_x is None and x is None:
+                return None, none
+            return grad_x, [*self.kernels.lora_backward(grad, x, h, grad_x, self.adapters)] or none
         g: Tensor | None = None
         if self.B is not None and (need_x or h is not None):
             g = torch.mm(grad, self.B)  # (T, R), scaled
@@ -102,28 +114,9 @@ class Joined:
             if g is not None and self.A is not None:
                 grad_x.addmm_(g, self.A)
         if h is None or x is None or g is None:
-            return grad_x, [None] * len(self.factors)
+            return grad_x, none
         dtypes = [factor.dtype for factor in self.factors]
         return grad_x, _of_factors(torch.mm(g.t(), x), torch.mm(grad.t(), h), self.shape, dtypes)
-
-    def _compiled_backward(
-        self,
-        compiled: Kernels,
-        grad: Tensor,
-        x: Tensor | None,
-        h: Tensor | None,
-        *,
-        need_x: bool,
-        beside: Tensor | None,
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """`backward` by the kernels."""
-        grad = grad.contiguous()
-        grad_x = self.frozen.input_gradient(grad, beside) if need_x else None
-        x = None if h is None or x is None else x.contiguous()
-        if grad_x is None and x is None:
-            return None, [None] * len(self.factors)
-        found = compiled.lora_backward(grad, x, h, grad_x, self.adapters)
-        return grad_x, [*found] if found else [None] * len(self.factors)
 
 
 def joined_of(

@@ -34,6 +34,18 @@ def compiled(request: pytest.FixtureRequest) -> Kernels:
         return Kernels(building.built.__wrapped__().library)
 
 
+@pytest.fixture(scope="module")
+def tiled() -> Kernels:
+    """The kernels of a machine with a matrix unit."""
+    choice = choose_kernels("auto", torch.device("cpu"))
+    if choice.name != "compiled":
+        pytest.skip(choice.reason)
+    found, _ = choosing._tried()
+    if not found.takes_frozen(32, 32):
+        pytest.skip("no matrix unit")
+    return found
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
     "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
@@ -277,6 +289,71 @@ def check_lora(
     assert all(torch.equal(a, b) for a, b in zip(found, without, strict=True))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "ranks"),
+    [
+        (32, 192, 1600, [16]),  # of three times 64 columns of the gradient a thread has two
+        (48, 64, 224, [8, 8]),  # adapters that begin within a tile
+        (16, 32, 32, []),
+        (7, 64, 96, []),  # rows that fill no tile
+        (48, 64, 64, [4]),
+        (39, 64, 64, [16]),
+        (80, 96, 128, [8]),  # inputs that the adapter's tiles don't take
+        (272, 192, 192, [16, 8, 40]),
+        (32, 3072, 64, [33]),  # the sums of two halves
+        (560, 1600, 64, [16]),  # rows in two shares
+    ],
+)
+def test_a_frozen_weight_with_its_adapters(
+    tiled: Kernels, rows: int, inputs: int, outputs: int, ranks: list[int], transposed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    W, bias = random(outputs, inputs).bfloat16(), random(outputs).bfloat16()
+    x, residual = random(rows, inputs).bfloat16(), random(rows, outputs).bfloat16()
+    grad, beside = random(rows, outputs).bfloat16(), random(rows, inputs).bfloat16()
+    size = outputs // max(1, len(ranks))
+    parts = [Part(random(r, inputs), random(size, r), i * size, 0.5) for i, r in enumerate(ranks)]
+    given = W.t().contiguous() if transposed else W
+
+    def exact(
+        x: Tensor, W: Tensor, bias: Tensor, residual: Tensor, grad: Tensor, beside: Tensor
+    ) -> list[Tensor]:
+        """y, the gradient of x plus `beside`, and those of the factors."""
+        y, of_x = x @ W.t() + bias + residual, grad @ W + beside
+        if not parts:
+            return [y, of_x]
+        return [*(f := lora(x, y, grad, of_x, wide_parts))[:2], *f[2]]
+
+    wide_parts = parts
+    of = [t.double() for t in (x, W, bias, residual, grad, beside)]
+    wanted = exact(*of)
+    wide_parts = [replace(p, A=p.A.abs(), B=p.B.abs()) for p in parts]
+    largest = exact(*(t.abs() for t in of))
+
+    y, h = tiled.frozen_forward(x, tiled.frozen_tiles(given, transposed=transposed), bias, residual, parts)
+    of_x, factors = tiled.frozen_backward(
+        grad, tiled.frozen_tiles(given, transposed=not transposed), beside, x if parts else None, h, parts
+    )
+    assert (h is None) == (not parts)
+    for found, exactly, terms in zip([y, of_x, *factors], wanted, largest, strict=True):
+        assert near(found, exactly, torch.bfloat16, terms)
+    alone, _ = tiled.frozen_forward(x, tiled.frozen_tiles(given, transposed=transposed), None, None)
+    assert near(alone, of[0] @ of[1].t(), torch.bfloat16, of[0].abs() @ of[1].abs().t())
+
+
+def test_the_number_of_rows_changes_no_row_of_a_frozen_product(tiled: Kernels) -> None:
+    torch.manual_seed(0)
+    tiles = tiled.frozen_tiles(torch.randn(64, 3072).bfloat16(), transposed=False)
+    x, part = torch.randn(304, 3072).bfloat16(), Part(torch.randn(16, 3072), torch.randn(64, 16), 0, 1.0)
+    whole, _ = tiled.frozen_forward(x, tiles, None, None, [part])
+    assert torch.equal(tiled.frozen_forward(x[:48], tiles, None, None, [part])[0], whole[:48])
+
+
 def test_the_same_bits_again(compiled: Kernels) -> None:
     torch.manual_seed(0)
     part = Part(torch.randn(16, 700), torch.randn(900, 16), 0, 1.0)
@@ -286,5 +363,8 @@ def test_the_same_bits_again(compiled: Kernels) -> None:
         y = torch.zeros(300, 900, dtype=torch.bfloat16)
         h = compiled.lora_forward(x, y, [part])
         runs.append([y, h, *compiled.lora_backward(grad, x, h, None, [part])])
+        if compiled.takes_frozen(64, 64):
+            tiles = compiled.frozen_tiles(x[:64, :64].contiguous(), transposed=False)
+            runs[-1].append(compiled.frozen_forward(grad[:, :64].contiguous(), tiles, None, None)[0])
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))

@@ -155,3 +155,10 @@ def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
         (of_B, 2.0 * ones.t() @ (ones @ A.t())),
     ):
         yield "LoRA product in bf16", given.float(), expected.to(given.dtype).float()
+    if found.takes_frozen(64, 64):
+        y, _ = found.frozen_forward(x, found.frozen_tiles(x, transposed=False), x[0], x, [part])
+        expected = ones @ ones.t() + ones[0] + ones + 2.0 * (ones @ A.t()) @ B.t()
+        yield "product with a frozen weight", y.float(), expected.bfloat16().float()
+        of_x, _ = found.frozen_backward(x, found.frozen_tiles(x, transposed=True), x, parts=[part])
+        expected = ones @ ones + ones + 2.0 * (ones @ B) @ A
+        yield "gradient through a frozen weight", of_x.float(), expected.bfloat16().float()

@@ -11,6 +11,7 @@ parts' ranks, each rounded up to a multiple of 16.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,15 @@ _TYPES: dict[str, tuple[Any, list[Any]]] = {
     "lora_backward": (None, [_P, _P, _P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
 }
 
+_FROZEN_TYPES: dict[str, tuple[Any, list[Any]]] = {  # where there is a matrix unit, for bf16 alone
+    "frozen_tiles": (None, [_P, _I, _S, _S, _P, _I]),
+    "frozen_floats": (_S, [_S, _S, _S, _I]),
+    "frozen_takes": (_I, [_S, _S, _P, _I]),
+    "frozen_forward": (None, [_P, _P, _P, _P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
+    "frozen_backward": (None, [_P, _P, _P, _P, _P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
+}
+_FROZEN_STEP = 32  # of a weight's inputs and outputs
+
 
 class Kernels:
     """A loaded library's functions for tensors.
@@ -120,6 +130,12 @@ class Kernels:
         self._lora_floats, self._lora_shared = library.lora_floats, library.lora_shared
         for function in (self._lora_floats, self._lora_shared):
             function.restype, function.argtypes = _S, [_S, _S, _S, _S]
+        self._frozen: dict[str, Any] = {}
+        if hasattr(library, "frozen_possible") and library.frozen_possible():
+            for name, (result, arguments) in _FROZEN_TYPES.items():
+                self._frozen[name] = function = getattr(library, name)
+                function.restype, function.argtypes = result, arguments
+        self._room = _Room()
 
     def value(self, name: str, x: Tensor) -> Tensor:
         """An activation of x, of any shape: "gelu", "gelu_tanh", "silu"."""
@@ -207,13 +223,14 @@ class Kernels:
         """Room for all threads, floats of each, and how many threads."""
         wanted, threads = self._functions["attention_scratch", dtype], _threads()
         floats = wanted(texts.longest_q, texts.longest_k, texts.size)
-        return torch.empty(floats * threads), floats, threads
+        return self._room.floats("own", floats * threads), floats, threads
 
     def lora_forward(self, x: Tensor, y: Tensor, parts: Sequence[Part]) -> Tensor:
         """Add to y (R, N) what the parts make of x (R, n); -> (R, L) fp32, x A^T of each, for `lora_backward`."""
         (M, K), N = x.shape, y.shape[1]
         given, ld = _given(parts, None)
-        h, shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
+        h = torch.empty(M, ld)
+        shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
         self._functions["lora_forward", x.dtype](
             x.data_ptr(),
             y.data_ptr(),
@@ -246,7 +263,8 @@ class Kernels:
         K = parts[0].A.shape[1]
         found = [] if x is None else [torch.empty_like(f) for part in parts for f in (part.A, part.B)]
         given, ld = _given(parts, found)
-        u, shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
+        u = self._room.floats("u", M * ld)
+        shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
         self._functions["lora_backward", grad.dtype](
             grad.data_ptr(),
             _or_none(x),
@@ -266,17 +284,141 @@ class Kernels:
         )
         return found
 
-    def _lora_room(self, M: int, K: int, N: int, ld: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """(M, L) for the narrow product, room that threads share, room of their own, floats of it, and how many."""
-        threads = _threads()
-        floats = self._lora_floats(M, K, N, ld)
-        return (
-            torch.empty(M, ld),
-            torch.empty(self._lora_shared(M, K, N, ld)),
-            torch.empty(floats * threads),
+    def takes_frozen(self, outputs: int, inputs: int) -> bool:
+        """Whether there are products with a frozen bf16 weight of this shape."""
+        return bool(self._frozen) and not outputs % _FROZEN_STEP and not inputs % _FROZEN_STEP
+
+    def frozen_tiles(self, weight: Tensor, *, transposed: bool) -> Tensor:
+        """A contiguous bf16 weight (N, n), or (n, N) if `transposed` -> (N, n), laid out as the products want it."""
+        N, K = reversed(weight.shape) if transposed else weight.shape
+        tiles = weight.new_empty(N, K)
+        self._frozen["frozen_tiles"](weight.data_ptr(), transposed, N, K, tiles.data_ptr(), _threads())
+        return tiles
+
+    def frozen_forward(
+        self,
+        x: Tensor,
+        tiles: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        parts: Sequence[Part] = (),
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (R, n) bf16 -> x W^T + bias (N,) + residual (R, N) + what the parts make of x, rounded once; and x A^T.
+
+        Args:
+            tiles: W (N, n), of `frozen_tiles`.
+            parts: as in `lora_forward`, which says what the second is; None without any.
+        """
+        (M, K), N = x.shape, tiles.shape[0]
+        given, ld = _given(parts, None)
+        if M % _LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
+            more = None if residual is None else _filled(residual)
+            y = self.frozen_forward(_filled(x), tiles, bias, more)[0][:M]
+            return y, self.lora_forward(x, y, parts) if parts else None
+        y, h = x.new_empty(M, N), torch.empty(M, ld) if parts else None
+        shared, scratch, floats, threads = self._lora_room(
+            M, K, N, ld, self._frozen["frozen_floats"](M, K, N, _threads())
+        )
+        self._frozen["frozen_forward"](
+            x.data_ptr(),
+            tiles.data_ptr(),
+            _or_none(bias),
+            _or_none(residual),
+            y.data_ptr(),
+            M,
+            K,
+            N,
+            given,
+            len(parts),
+            _or_none(h),
+            ld,
+            shared.data_ptr(),
+            scratch.data_ptr(),
             floats,
             threads,
         )
+        return y, h
+
+    def frozen_backward(
+        self,
+        grad: Tensor,
+        tiles: Tensor,
+        beside: Tensor | None,
+        x: Tensor | None = None,
+        h: Tensor | None = None,
+        parts: Sequence[Part] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From the gradient of y (R, N) bf16 of `frozen_forward`: that of x (R, n) plus `beside`, and the parts'.
+
+        Args:
+            grad: of y.
+            tiles: W^T (n, N), of `frozen_tiles`.
+            beside: (R, n) what else flows into the gradient of x.
+            x, h, parts: as in `lora_backward`, which says what is returned for them.
+        """
+        (M, N), K = grad.shape, tiles.shape[0]
+        found = [] if x is None else [torch.empty_like(f) for part in parts for f in (part.A, part.B)]
+        given, ld = _given(parts, found)
+        if M % _LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
+            more = None if beside is None else _filled(beside)
+            of_x = self.frozen_backward(_filled(grad), tiles, more)[0][:M]
+            return of_x, self.lora_backward(grad, x, h, of_x, parts) if parts else []
+        of_x, u = grad.new_empty(M, K), self._room.floats("u", M * ld)
+        shared, scratch, floats, threads = self._lora_room(
+            M, K, N, ld, self._frozen["frozen_floats"](M, N, K, _threads())
+        )
+        self._frozen["frozen_backward"](
+            grad.data_ptr(),
+            tiles.data_ptr(),
+            _or_none(beside),
+            _or_none(x),
+            _or_none(h),
+            of_x.data_ptr(),
+            M,
+            K,
+            N,
+            given,
+            len(parts),
+            u.data_ptr(),
+            ld,
+            shared.data_ptr(),
+            scratch.data_ptr(),
+            floats,
+            threads,
+        )
+        return of_x, found
+
+    def _lora_room(
+        self, M: int, K: int, N: int, ld: int, at_least: int = 0
+    ) -> tuple[Tensor, Tensor, int, int]:
+        """Room that threads share, room of their own, floats of that for each, and how many threads."""
+        threads = _threads()
+        floats = max(self._lora_floats(M, K, N, ld), at_least)
+        return (
+            self._room.floats("shared", self._lora_shared(M, K, N, ld)),
+            self._room.floats("own", floats * threads),
+            floats,
+            threads,
+        )
+
+
+class _Room(threading.local):
+    """Memory that calls use and nobody keeps, for each of Python's threads; it grows with what is asked for."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def floats(self, name: str, count: int) -> Tensor:
+        """At least so many, with whatever stands in them."""
+        if name not in self.kept or self.kept[name].numel() < count:
+            self.kept.pop(name, None)
+            self.kept[name] = torch.empty(count)
+        return self.kept[name]
+
+
+def _filled(x: Tensor) -> Tensor:
+    """x (R, n) with zeros behind its rows, a multiple of 16 in all."""
+    return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % _LANES))
 
 
 def _threads() -> int:

@@ -22,8 +22,11 @@
 #include "rows.h"
 #include "activations.h"
 #include "attention.h"
+#include "amx.h"
+#include "frozen_amx.h"
 #include "lora_amx.h"
 #ifdef HAS_AMX
 #define WITH_AMX
 #endif
 #include "lora.h"
+#include "adapted_amx.h"

@@ -43,7 +43,7 @@ void FN(lora_forward)(const REAL *x, REAL *y, size M, size K, size N, const Part
                       size ld, float *shared, float *scratch, size floats, int threads) {
 #ifdef WITH_AMX
     if (amx_fits(M, K, parts, count)) {
-        amx_lora_forward(x, y, M, K, N, parts, count, h, ld, shared, threads);
+        amx_lora_forward(x, NULL, y, M, K, N, parts, count, h, ld, shared, scratch, floats, threads);
         return;
     }
 #endif
@@ -80,7 +80,7 @@ void FN(lora_backward)(const REAL *g, const REAL *x, const float *h, REAL *gx, s
                        int threads) {
 #ifdef WITH_AMX
     if (amx_fits(M, K, parts, count)) {
-        amx_lora_backward(g, x, h, gx, M, K, N, parts, count, u, ld, shared, scratch, floats, threads);
+        amx_lora_backward(g, x, h, NULL, gx, M, K, N, parts, count, u, ld, shared, scratch, floats, threads);
         return;
     }
 #endif

@@ -1,74 +1,10 @@
-/* lora.h's two functions for bf16 with AMX, the matrix unit of some processors: the same phases in blocks ("tiles") of 16
-   rows and 64 bytes. The factors and the narrow (M, ld) matrices are rounded to bf16, as PyTorch's products have them.
+/* lora.h's two functions for bf16 with AMX: the same phases in tiles. The factors and the narrow (M, ld) matrices are
+   rounded to bf16, as PyTorch's products have them. Where the frozen weight is in tiles too, the wide products are further
+   steps of the product with it. */
 
-   A product multiplies a tile of 16 rows and 32 columns with one that holds 32 rows of 16 columns as pairs: number [p][c]
-   has rows 2 p and 2 p + 1 of column c. Every tile of numbers that is made here is 1 KB, one behind the other. */
+#ifdef HAS_AMX
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
-#define HAS_AMX
-
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-enum { PAIRS_OF = 32, TILE_NUMBERS = LANES * LANES, AMX_COLUMNS = 64 };
-
-typedef struct {
-    uint8_t palette, start, none[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} TileShapes;
-
-/* Whether the system lets this process use the tiles; it has to be asked once (arch_prctl(2), XTILEDATA). */
-static int amx_allowed(void) {
-    static int known = -1;
-    if (known < 0) known = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-    return known;
-}
-
-/* All tiles of full size; the shapes that another library had are put back by `amx_leave`. */
-static void amx_enter(TileShapes *before) {
-    TileShapes full = {.palette = 1};
-    for (int i = 0; i < 8; i++) full.bytes[i] = 64, full.rows[i] = 16;
-    _tile_storeconfig(before);
-    _tile_loadconfig(&full);
-}
-static void amx_leave(const TileShapes *before) { _tile_loadconfig(before); }
-
-INLINE __mmask16 first_of(size n) { return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1); }
-
-/* (rows <= 16, columns <= 32) floats, rows ld apart -> a tile of pairs of its transposed, (32, 16); zeros elsewhere. */
-static void pairs_of_turned(const float *from, size ld, size rows, size columns, float factor, uint32_t *tile) {
-    uint32_t block[TILE_NUMBERS] __attribute__((aligned(64)));
-    __m512 times = _mm512_set1_ps(factor);
-    for (size i = 0; i < LANES; i++) {
-        __m512 low = _mm512_setzero_ps(), high = low;
-        if (i < rows) {
-            low = _mm512_mul_ps(times, _mm512_maskz_loadu_ps(first_of(columns), from + i * ld));
-            if (columns > LANES)
-                high = _mm512_mul_ps(times, _mm512_maskz_loadu_ps(first_of(columns - LANES), from + i * ld + LANES));
-        }
-        _mm512_store_si512(block + i * LANES, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-    }
-    turn_block((const float *)block, LANES, (float *)tile, LANES);
-}
-
-INLINE __m512i pair(__m256i even, __m256i odd) {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-}
-
-/* (rows <= 32, columns <= 16) floats -> a tile of pairs; zeros elsewhere. */
-static void pairs_of_floats(const float *from, size ld, size rows, size columns, float factor, uint32_t *tile) {
-    __m512 times = _mm512_set1_ps(factor);
-    __mmask16 there = first_of(columns);
-    for (size p = 0; p < LANES; p++) {
-        __m512 even = _mm512_maskz_loadu_ps(2 * p < rows ? there : 0, from + 2 * p * ld);
-        __m512 odd = _mm512_maskz_loadu_ps(2 * p + 1 < rows ? there : 0, from + (2 * p + 1) * ld);
-        __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(times, even));
-        __m256i high = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(times, odd));
-        _mm512_storeu_si512(tile + p * LANES, pair(low, high));
-    }
-}
+enum { AMX_COLUMNS = 64, MOST_PARTS = 8 };
 
 /* (rows, AMX_COLUMNS) bf16 -> for each 16 columns the tiles of pairs of every 32 rows, `stride` numbers apart. */
 static void pairs_of_rows(const bf16 *from, size ld, size rows, uint32_t *tiles, size stride) {
@@ -84,6 +20,7 @@ static void pairs_of_rows(const bf16 *from, size ld, size rows, uint32_t *tiles,
 
 /* h (M, ld) from row i to `end` - 1, both multiples of 16: x (M, K) times K / 32 tiles of pairs. */
 static void amx_narrow(size i, size end, size K, const bf16 *x, size ldx, const uint32_t *tiles, float *h, size ld) {
+    WRITTEN;
     for (; i < end; i += 2 * LANES) {
         int both = i + LANES < end;
         _tile_zero(0);
@@ -114,6 +51,7 @@ static void round_rows(const float *from, size ld, size columns, bf16 *to, size 
 static void amx_add(size M, size columns, size steps, const bf16 *a, size lda, const uint32_t *tiles, bf16 *y,
                     size ldy) {
     float sums[2 * TILE_NUMBERS] __attribute__((aligned(64)));
+    WRITTEN;
     for (size i = 0; i < M; i += LANES)
         for (size c = 0; c < columns; c += 2 * LANES) {
             _tile_zero(0);
@@ -141,6 +79,7 @@ static void amx_add(size M, size columns, size steps, const bf16 *a, size lda, c
 
 /* 16 rows of c (16, AMX_COLUMNS) = the tiles of a^T (16, 32 steps) times the tiles of pairs of (32 steps, AMX_COLUMNS). */
 static void amx_turned(size steps, const bf16 *turned, const uint32_t *tiles, float *c) {
+    WRITTEN;
     for (int j = 0; j < AMX_COLUMNS / LANES; j += 2) {
         _tile_zero(0);
         _tile_zero(1);
@@ -170,7 +109,7 @@ static size steps_of(size n) { return (n + PAIRS_OF - 1) / PAIRS_OF; }
 
 /* Whether these shapes are the tiles'. */
 static int amx_fits(size M, size K, const Part *parts, int count) {
-    if (M % LANES || K % AMX_COLUMNS) return 0;
+    if (M % LANES || K % AMX_COLUMNS || count > MOST_PARTS) return 0;
     for (int p = 0; p < count; p++)
         if (parts[p].outputs % AMX_COLUMNS) return 0;
     return amx_allowed();
@@ -196,8 +135,18 @@ static size width_of(const Part *parts, int count) {
     return width;
 }
 
-static void amx_lora_forward(const bf16 *x, bf16 *y, size M, size K, size N, const Part *parts, int count, float *h,
-                             size ld, float *shared, int threads) {
+/* The tiles of scaled B of the outputs from `first` to `end` - 1 of a part, those of 16 outputs behind each other. */
+static void tiles_of_B(const Part *part, size first, size end, uint32_t *to) {
+    size steps = steps_of(part->r);
+    for (size n = first; n < end; n += LANES)
+        for (size k = 0; k < steps; k++, to += TILE_NUMBERS)
+            pairs_of_turned(part->B + n * part->r + k * PAIRS_OF, part->r, LANES, least(PAIRS_OF, part->r - k * PAIRS_OF),
+                            part->scaling, to);
+}
+
+/* `lora_forward`; with a frozen weight its whole product in place of y. */
+static void amx_lora_forward(const bf16 *x, const Frozen *frozen, bf16 *y, size M, size K, size N, const Part *parts,
+                             int count, float *h, size ld, float *shared, float *scratch, size floats, int threads) {
     size width = width_of(parts, count);
     uint32_t *of_A = (uint32_t *)shared, *of_B = of_A + K * ld / 2;
     bf16 *rounded = (bf16 *)(of_B + N * width / 2);
@@ -216,28 +165,36 @@ static void amx_lora_forward(const bf16 *x, bf16 *y, size M, size K, size N, con
         for (size at = 0; at < ld; at += LANES) amx_narrow(first, end, K, x, K, of_A + at * K / 2, h + at, ld);
         round_parts(h, ld, first, end, parts, count, rounded, width);
         BARRIER
-        size column = 0;
+        Beside beside[MOST_PARTS];
         uint32_t *tiles = of_B;
+        size column = 0;
         for (int p = 0; p < count; p++) {
             const Part *part = parts + p;
-            size steps = steps_of(part->r);
-            share(part->outputs, AMX_COLUMNS, THREAD, TEAM, &first, &end);
-            uint32_t *mine = tiles + first / LANES * steps * TILE_NUMBERS, *to = mine;
-            for (size n = first; n < end; n += LANES)
-                for (size k = 0; k < steps; k++, to += TILE_NUMBERS)
-                    pairs_of_turned(part->B + n * part->r + k * PAIRS_OF, part->r, LANES,
-                                    least(PAIRS_OF, part->r - k * PAIRS_OF), part->scaling, to);
-            amx_add(M, end - first, steps, rounded + column, width, mine, y + part->start + first, N);
+            size steps = steps_of(part->r), from, to; /* of its outputs */
+            if (frozen) {
+                share(N, PANEL, THREAD, TEAM, &first, &end);
+                from = most(first - part->start, 0), to = least(end - part->start, part->outputs);
+            } else
+                share(part->outputs, AMX_COLUMNS, THREAD, TEAM, &from, &to);
+            uint32_t *mine = tiles + from / LANES * steps * TILE_NUMBERS;
+            tiles_of_B(part, from, to, mine);
+            if (!frozen && from < to)
+                amx_add(M, to - from, steps, rounded + column, width, mine, y + part->start + from, N);
+            beside[p] = (Beside){part->start, part->outputs, rounded + column, width, tiles, steps};
             column += steps * PAIRS_OF;
             tiles += part->outputs / LANES * steps * TILE_NUMBERS;
         }
+        share(N, PANEL, THREAD, TEAM, &first, &end);
+        if (frozen) amx_product(x, frozen, M, K, N, beside, count, first, end, scratch + THREAD * floats);
         amx_leave(&before);
     }
 }
 
-static void amx_lora_backward(const bf16 *g, const bf16 *x, const float *h, bf16 *gx, size M, size K, size N,
-                              const Part *parts, int count, float *u, size ld, float *shared, float *scratch,
-                              size floats, int threads) {
+/* `lora_backward`; with a frozen weight (the turned one: K outputs, N inputs) its whole product in place of gx, which
+   is not NULL. */
+static void amx_lora_backward(const bf16 *g, const bf16 *x, const float *h, const Frozen *frozen, bf16 *gx, size M,
+                              size K, size N, const Part *parts, int count, float *u, size ld, float *shared,
+                              float *scratch, size floats, int threads) {
     size width = width_of(parts, count), steps = steps_of(M);
     uint32_t *of_B = (uint32_t *)shared, *of_A = of_B + N * ld / 2;
     bf16 *rounded = (bf16 *)(of_A + K * width / 2), *turned_h = rounded + M * width;
@@ -307,7 +264,10 @@ static void amx_lora_backward(const bf16 *g, const bf16 *x, const float *h, bf16
                         memcpy(parts[p].of_A + (j + i) * K + k, sums + i * AMX_COLUMNS, AMX_COLUMNS * sizeof(float));
                 }
         }
-        if (gx)
+        if (frozen) {
+            Beside beside = {0, K, rounded, width, of_A, width / PAIRS_OF};
+            amx_product(g, frozen, M, N, K, &beside, 1, first, end, scratch + THREAD * floats);
+        } else if (gx)
             amx_add(M, end - first, width / PAIRS_OF, rounded, width,
                     of_A + first / LANES * (width / PAIRS_OF) * TILE_NUMBERS, gx + first, K);
         amx_leave(&before);

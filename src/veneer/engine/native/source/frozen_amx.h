@@ -1,0 +1,185 @@
+/* Products with a frozen weight that was laid into tiles once, for bf16 with AMX; see amx.h.
+
+   A weight (N, K) stands as N / 32 panels of K / 32 times two tiles of pairs: 32 inputs of 16 outputs, and of the 16
+   outputs behind them. A thread has panels of its own, so that each is read from memory once, and fetches the next one
+   while it computes. Sums run over the inputs in order, whatever M and the number of threads are. */
+
+#ifdef HAS_AMX
+
+enum {
+    PANEL = 32,                   /* outputs and rows of the block whose sums stay in four tiles */
+    PANEL_NUMBERS = PANEL * PANEL,
+    LONGEST = 1536 / PAIRS_OF,    /* steps of 32 inputs at a time: what is read again of x then stays in the L2 cache */
+    ROOM_OF_X = 768 << 10,        /* bytes of x in it */
+    LINE = 64,
+    AT_A_TIME = 4,                /* rows of the last block that are rounded and stored beside a step of the next */
+};
+
+/* What is added to the outputs from `start` on: left (M, ld) times tiles, those of 16 columns `steps` behind each other. */
+typedef struct {
+    size start, outputs;
+    const bf16 *left;
+    size ld;
+    const uint32_t *tiles;
+    size steps;
+} Beside;
+
+/* The weight in tiles, what is added to its product, bias (N,) and residual (M, N) or NULL, and where it goes. */
+typedef struct {
+    const bf16 *tiles, *bias, *residual;
+    bf16 *y; /* (M, N) */
+} Frozen;
+
+/* w (N, K), or (K, N) if `transposed` -> its tiles; N and K are multiples of 32. */
+void frozen_tiles(const bf16 *w, int transposed, size N, size K, uint32_t *tiles, int threads) {
+    PARALLEL(threads) {
+        size first, end;
+        share(N, PANEL, THREAD, TEAM, &first, &end);
+        uint32_t *to = tiles + first * K / 2;
+        for (size n = first; n < end; n += PANEL)
+            for (size k = 0; k < K; k += PAIRS_OF)
+                for (size half = n; half < n + PANEL; half += LANES, to += TILE_NUMBERS) {
+                    if (!transposed) {
+                        turn_block((const float *)(w + half * K + k), K / 2, (float *)to, LANES);
+                        continue;
+                    }
+                    for (size p = 0; p < LANES; p++) {
+                        const bf16 *at = w + (k + 2 * p) * N + half;
+                        _mm512_storeu_si512(to + p * LANES, pair(_mm256_loadu_si256((const __m256i *)at),
+                                                                 _mm256_loadu_si256((const __m256i *)(at + N))));
+                    }
+                }
+    }
+}
+
+static size parts_of(size K) { /* of its steps: equal ones, none longer than LONGEST */
+    size steps = K / PAIRS_OF, parts = (steps + LONGEST - 1) / LONGEST;
+    while (steps % parts) parts++;
+    return parts;
+}
+
+/* Rows at a time, a multiple of 32: about equal shares of M. */
+static size rows_at_a_time(size M, size K) {
+    size most_rows = most(ROOM_OF_X / (K / parts_of(K) * 2) / PANEL, 1), blocks = (M + PANEL - 1) / PANEL;
+    size times = (blocks + most_rows - 1) / most_rows;
+    return (blocks + times - 1) / times * PANEL;
+}
+
+/* Floats of scratch for each thread, of which none has more than its share of N in multiples of 64 columns. */
+size frozen_floats(size M, size K, size N, int threads) {
+    size shares = (N + 2 * PANEL - 1) / (2 * PANEL);
+    return parts_of(K) > 1 ? rows_at_a_time(M, K) * ((shares + threads - 1) / threads * 2 * PANEL) : 0;
+}
+
+/* Four tiles of sums, for the rows and columns of y from `top` and `n` on: rows from `row` to `rows` - 1 are still to be
+   rounded and stored. */
+typedef struct {
+    const float *sums;
+    size top, n, row, rows;
+} Leaving;
+
+INLINE __m512 widened(const bf16 *from) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+}
+
+INLINE void leave_row(const Frozen *w, size N, Leaving *block) {
+    size i = block->row++, at = (block->top + i) * N + block->n;
+    const float *sums = block->sums + i / LANES * 2 * TILE_NUMBERS + i % LANES * LANES;
+    __m512 left = _mm512_load_ps(sums), right = _mm512_load_ps(sums + TILE_NUMBERS);
+    if (w->bias) {
+        left = _mm512_add_ps(left, widened(w->bias + block->n));
+        right = _mm512_add_ps(right, widened(w->bias + block->n + LANES));
+    }
+    if (w->residual) {
+        left = _mm512_add_ps(left, widened(w->residual + at));
+        right = _mm512_add_ps(right, widened(w->residual + at + LANES));
+    }
+    _mm512_storeu_si512(w->y + at, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+}
+
+/* Add to the four tiles of sums: 16 or 32 rows of `left`, ld apart, times `steps` times two tiles. While the matrix unit
+   works, rows of the last block leave and `lines` of the next panel a step are fetched, up to `until`. */
+INLINE void add_steps(size steps, const bf16 *left, size ld, int both, const uint32_t *first, const uint32_t *second,
+                      size apart, const Frozen *w, size N, Leaving *block, const char **fetched, const char *until,
+                      size lines) {
+    for (size k = 0; k < steps; k++) {
+        _tile_loadd(4, left + k * PAIRS_OF, ld * 2);
+        _tile_loadd(6, first + k * apart, LINE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, second + k * apart, LINE);
+        _tile_dpbf16ps(1, 4, 7);
+        if (both) {
+            _tile_loadd(5, left + LANES * ld + k * PAIRS_OF, ld * 2);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        for (int i = 0; i < AT_A_TIME && block->row < block->rows; i++) leave_row(w, N, block);
+        if (both) _tile_dpbf16ps(3, 5, 7);
+        for (size i = 0; i < lines && *fetched < until; i++, *fetched += LINE) _mm_prefetch(*fetched, _MM_HINT_T1);
+    }
+}
+
+INLINE void load_sums(const float *from) {
+    _tile_loadd(0, from, LINE);
+    _tile_loadd(1, from + TILE_NUMBERS, LINE);
+    _tile_loadd(2, from + 2 * TILE_NUMBERS, LINE);
+    _tile_loadd(3, from + 3 * TILE_NUMBERS, LINE);
+}
+INLINE void store_sums(float *to) {
+    _tile_stored(0, to, LINE);
+    _tile_stored(1, to + TILE_NUMBERS, LINE);
+    _tile_stored(2, to + 2 * TILE_NUMBERS, LINE);
+    _tile_stored(3, to + 3 * TILE_NUMBERS, LINE);
+}
+INLINE void zero_sums(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+/* The columns from `first` to `end` - 1 of the product (M, N) of x (M, K), and of what stands `beside`; M is a multiple of 16, the columns of 32. For one thread, which has entered the tiles; `scratch` as
+   `frozen_floats` says. */
+static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, const Beside *beside, int count,
+                        size first, size end, float *scratch) {
+    float sums[2][PANEL_NUMBERS] __attribute__((aligned(64)));
+    Leaving leaving = {0};
+    WRITTEN;
+    size parts = parts_of(K), steps = K / PAIRS_OF / parts, at_a_time = rows_at_a_time(M, K), turn = 0;
+    for (size top = 0; top < M; top += at_a_time)
+        for (size part = 0; part < parts; part++)
+            for (size n = first; n < end; n += PANEL) {
+                const uint32_t *tiles = (const uint32_t *)w->tiles + n * K / 2 + part * steps * 2 * TILE_NUMBERS;
+                const char *fetched = (const char *)(tiles + (n + PANEL < end ? PANEL * K / 2 : 0));
+                const char *until = fetched + steps * PANEL * LINE;
+                size rows = least(at_a_time, M - top), blocks = (rows + PANEL - 1) / PANEL;
+                size lines = (PANEL + blocks - 1) / blocks;
+                for (size i = top; i < top + rows; i += PANEL) {
+                    int both = i + LANES < M, last = part + 1 == parts;
+                    float *kept = scratch + (n - first) * at_a_time + (i - top) * PANEL;
+                    size there = both ? PANEL : LANES;
+                    for (size r = 0; r < there && last; r++) __builtin_prefetch(w->y + (i + r) * N + n, 1);
+                    if (part)
+                        load_sums(kept);
+                    else
+                        zero_sums();
+                    add_steps(steps, x + i * K + part * steps * PAIRS_OF, K, both, tiles, tiles + TILE_NUMBERS,
+                              2 * TILE_NUMBERS, w, N, &leaving, &fetched, until, lines);
+                    for (int b = 0; b < count && last; b++) {
+                        const Beside *more = beside + b;
+                        if (n < more->start || n >= more->start + more->outputs) continue;
+                        const uint32_t *left = more->tiles + (n - more->start) / LANES * more->steps * TILE_NUMBERS;
+                        add_steps(more->steps, more->left + i * more->ld, more->ld, both, left,
+                                  left + more->steps * TILE_NUMBERS, TILE_NUMBERS, w, N, &leaving, &fetched, until, 0);
+                    }
+                    while (leaving.row < leaving.rows) leave_row(w, N, &leaving);
+                    float *to = last ? sums[turn] : kept;
+                    store_sums(to);
+                    if (!last) continue;
+                    leaving = (Leaving){to, i, n, 0, there};
+                    turn = !turn;
+                }
+            }
+    while (leaving.row < leaving.rows) leave_row(w, N, &leaving);
+}
+
+#endif
