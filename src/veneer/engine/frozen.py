@@ -34,10 +34,6 @@ _ROWS = 256  # tokens that the blocks are laid out for; other numbers are comput
 _PIECE = 384
 _PIECES_UP_TO = 1536
 
-# More rows than this, without adapters and with no fewer outputs than inputs, are quicker in oneDNN's blocks than with
-# the compiled kernels.
-_MANY = 512
-
 
 class FrozenLinear:
     """Products with a frozen W.
@@ -99,7 +95,7 @@ class FrozenLinear:
         `Kernels.frozen_forward` says what the arguments and the two tensors are.
         """
         compiled = self._kernels_for(x, bias, residual)
-        if compiled is None or (not parts and self._quicker_in_blocks(len(x), turned=False)):
+        if compiled is None or (not parts and self._in_blocks_alone(len(x), turned=False)):
             return None
         tiles, residual = self._in_tiles(compiled, turned=False), _contiguous(residual)
         return compiled.frozen_forward(x.contiguous(), tiles, bias, residual, parts)
@@ -117,7 +113,7 @@ class FrozenLinear:
         `Kernels.frozen_backward` says what the arguments and the results are.
         """
         compiled = self._kernels_for(grad, beside)
-        if compiled is None or (not parts and self._quicker_in_blocks(len(grad), turned=True)):
+        if compiled is None or (not parts and self._in_blocks_alone(len(grad), turned=True)):
             return None
         tiles, beside = self._in_tiles(compiled, turned=True), _contiguous(beside)
         return compiled.frozen_backward(grad.contiguous(), tiles, beside, x, h, parts)
@@ -129,11 +125,14 @@ class FrozenLinear:
         compiled = kernels_for()
         return compiled if compiled is not None and compiled.takes_frozen(*self.weight.shape) else None
 
-    def _quicker_in_blocks(self, rows: int, *, turned: bool) -> bool:
-        """Whether oneDNN's product with W, or W^T if `turned`, is quicker than that of the kernels."""
+    def _in_blocks_alone(self, rows: int, *, turned: bool) -> bool:
+        """Whether without adapters oneDNN's product with W, or W^T if `turned`, is no slower than that of the kernels.
+
+        It is with no fewer outputs than inputs, or with many rows.
+        """
         first, second = self.weight.shape
         outputs, inputs = (first, second) if self.transposed == turned else (second, first)
-        return self._blocked and rows > _MANY and outputs >= inputs
+        return self._blocked and (outputs >= inputs or rows > _PIECES_UP_TO)
 
     @torch.inference_mode(False)  # what a prediction lays out, training has to be able to use
     @torch.no_grad()

@@ -303,6 +303,7 @@ def check_lora(
         (272, 192, 192, [16, 8, 40]),
         (32, 3072, 64, [33]),  # the sums of two halves
         (560, 1600, 64, [16]),  # rows in two shares
+        (64, 3104, 32, []),  # 97 steps in three parts
     ],
 )
 def test_a_frozen_weight_with_its_adapters(

@@ -52,16 +52,14 @@ void frozen_tiles(const bf16 *w, int transposed, size N, size K, uint32_t *tiles
     }
 }
 
-static size parts_of(size K) { /* of its steps: equal ones, none longer than LONGEST */
-    size steps = K / PAIRS_OF, parts = (steps + LONGEST - 1) / LONGEST;
-    while (steps % parts) parts++;
-    return parts;
-}
+/* Into how many parts its steps are divided, and the steps of each but the last, which may have fewer. */
+static size parts_of(size K) { return (K / PAIRS_OF + LONGEST - 1) / LONGEST; }
+static size steps_of_part(size K) { return (K / PAIRS_OF + parts_of(K) - 1) / parts_of(K); }
 
 /* Rows at a time, a multiple of 32: about equal shares of M. */
 static size rows_at_a_time(size M, size K) {
-    size most_rows = most(ROOM_OF_X / (K / parts_of(K) * 2) / PANEL, 1), blocks = (M + PANEL - 1) / PANEL;
-    size times = (blocks + most_rows - 1) / most_rows;
+    size bytes = steps_of_part(K) * PAIRS_OF * sizeof(bf16), blocks = (M + PANEL - 1) / PANEL;
+    size most_blocks = most(ROOM_OF_X / bytes / PANEL, 1), times = (blocks + most_blocks - 1) / most_blocks;
     return (blocks + times - 1) / times * PANEL;
 }
 
@@ -137,18 +135,19 @@ INLINE void zero_sums(void) {
     _tile_zero(3);
 }
 
-/* The columns from `first` to `end` - 1 of the product (M, N) of x (M, K), and of what stands `beside`; M is a multiple of 16, the columns of 32. For one thread, which has entered the tiles; `scratch` as
-   `frozen_floats` says. */
+/* The columns from `first` to `end` - 1 of the product (M, N) of x (M, K), and of what stands `beside`; M is a multiple
+   of 16, the columns of 32. For one thread, which has entered the tiles; `scratch` as `frozen_floats` says. */
 static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, const Beside *beside, int count,
                         size first, size end, float *scratch) {
     float sums[2][PANEL_NUMBERS] __attribute__((aligned(64)));
     Leaving leaving = {0};
     WRITTEN;
-    size parts = parts_of(K), steps = K / PAIRS_OF / parts, at_a_time = rows_at_a_time(M, K), turn = 0;
+    size parts = parts_of(K), whole = steps_of_part(K), at_a_time = rows_at_a_time(M, K), turn = 0;
     for (size top = 0; top < M; top += at_a_time)
         for (size part = 0; part < parts; part++)
             for (size n = first; n < end; n += PANEL) {
-                const uint32_t *tiles = (const uint32_t *)w->tiles + n * K / 2 + part * steps * 2 * TILE_NUMBERS;
+                size steps = least(whole, K / PAIRS_OF - part * whole);
+                const uint32_t *tiles = (const uint32_t *)w->tiles + n * K / 2 + part * whole * 2 * TILE_NUMBERS;
                 const char *fetched = (const char *)(tiles + (n + PANEL < end ? PANEL * K / 2 : 0));
                 const char *until = fetched + steps * PANEL * LINE;
                 size rows = least(at_a_time, M - top), blocks = (rows + PANEL - 1) / PANEL;
@@ -162,7 +161,7 @@ static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, 
                         load_sums(kept);
                     else
                         zero_sums();
-                    add_steps(steps, x + i * K + part * steps * PAIRS_OF, K, both, tiles, tiles + TILE_NUMBERS,
+                    add_steps(steps, x + i * K + part * whole * PAIRS_OF, K, both, tiles, tiles + TILE_NUMBERS,
                               2 * TILE_NUMBERS, w, N, &leaving, &fetched, until, lines);
                     for (int b = 0; b < count && last; b++) {
                         const Beside *more = beside + b;
