@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veneer.engine.native import Kernels, Part, kernels_for
+from veneer.engine.native import Kernels, Part, kernels
 
 __all__ = ["After", "FrozenLinear", "followed_product", "has_blocks"]
 
@@ -122,7 +122,7 @@ class FrozenLinear:
         """The compiled kernels, where they have products with this weight and tensors."""
         if not self._kept or any(t is not None and t.dtype is not torch.bfloat16 for t in tensors):
             return None
-        compiled = kernels_for()
+        compiled = kernels()
         return compiled if compiled is not None and compiled.takes_frozen(*self.weight.shape) else None
 
     def _in_blocks_alone(self, rows: int, *, turned: bool) -> bool:

@@ -61,14 +61,9 @@ class Joined:
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(T, n) -> (T, M) x W^T + (x A^T) B^T + bias + residual, and x A^T (T, R) to be kept."""
-        x = x.contiguous()
-        if self.A is None and isinstance(self.frozen, FrozenLinear):
-            found = self.frozen.adapted(x, self.bias, residual, self.adapters)
-            if found is not None:
-                return found
-        y = self.frozen.product(x, self.bias, residual)
         if self.kernels is not None:
-            return y, self.kernels.lora_forward(x, y, self.adapters)
+            return self._forward_by(self.kernels, x.contiguous(), residual)
+        y = self.frozen.product(x, self.bias, residual)
         if self.A is None or self.B is None:
             return y, None
         h = torch.mm(x, self.A.t())
@@ -95,16 +90,10 @@ class Joined:
             beside: what else flows into the input's gradient.
         """
         none: list[Tensor | None] = [None] * len(self.factors)
-        grad, x = grad.contiguous(), None if h is None or x is None else x.contiguous()
-        if need_x and self.A is None and isinstance(self.frozen, FrozenLinear):
-            found = self.frozen.adapted_gradient(grad, beside, x, h, self.adapters)
-            if found is not None:
-                return found[0], [*found[1]] or none
         if self.kernels is not None:
-            grad_x = self.frozen.input_gradient(grad, beside) if need_x else None
-            if grad_x is None and x is None:
-                return None, none
-            return grad_x, [*self.kernels.lora_backward(grad, x, h, grad_x, self.adapters)] or none
+            x = None if h is None or x is None else x.contiguous()
+            grad_x, found = self._backward_by(self.kernels, grad.contiguous(), x, h, need_x, beside)
+            return grad_x, [*found] or none
         g: Tensor | None = None
         if self.B is not None and (need_x or h is not None):
             g = torch.mm(grad, self.B)  # (T, R), scaled
@@ -117,6 +106,36 @@ class Joined:
             return grad_x, none
         dtypes = [factor.dtype for factor in self.factors]
         return grad_x, _of_factors(torch.mm(g.t(), x), torch.mm(grad.t(), h), self.shape, dtypes)
+
+    def _forward_by(
+        self, compiled: Kernels, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` by the kernels: as one product where they have one with this weight, else beside PyTorch's."""
+        if isinstance(self.frozen, FrozenLinear):
+            found = self.frozen.adapted(x, self.bias, residual, self.adapters)
+            if found is not None:
+                return found
+        y = self.frozen.product(x, self.bias, residual)
+        return y, compiled.lora_forward(x, y, self.adapters)
+
+    def _backward_by(
+        self,
+        compiled: Kernels,
+        grad: Tensor,
+        x: Tensor | None,
+        h: Tensor | None,
+        need_x: bool,
+        beside: Tensor | None,
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """`backward` by the kernels, as `_forward_by`; without an `x` no factor's gradient."""
+        if need_x and isinstance(self.frozen, FrozenLinear):
+            found = self.frozen.adapted_gradient(grad, beside, x, h, self.adapters)
+            if found is not None:
+                return found
+        grad_x = self.frozen.input_gradient(grad, beside) if need_x else None
+        if grad_x is None and x is None:
+            return None, []
+        return grad_x, compiled.lora_backward(grad, x, h, grad_x, self.adapters)
 
 
 def joined_of(

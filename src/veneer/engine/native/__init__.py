@@ -12,7 +12,8 @@ from veneer.engine.native.choice import (
     own_kernels,
     use_kernels,
 )
-from veneer.engine.native.kernels import Kernels, Part, Texts
+from veneer.engine.native.kernels import Kernels
+from veneer.engine.native.signatures import Part, Texts
 
 __all__ = [
     "KernelChoice",

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from veneer.engine.native.build import NotBuiltError, built
-from veneer.engine.native.kernels import Kernels, Part, Texts, fits
+from veneer.engine.native.kernels import Kernels, fits
+from veneer.engine.native.signatures import Part, Texts
 from veneer.errors import ConfigError
 from veneer.naming import setting
 

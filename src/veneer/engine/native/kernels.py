@@ -13,104 +13,31 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Kernels", "Part", "Texts", "fits"]
+from veneer.engine.native.signatures import (
+    LANES,
+    TYPES,
+    TYPES_OF_FROZEN,
+    TYPES_OF_ROOM,
+    Part,
+    Texts,
+    parts_given,
+    texts_given,
+)
 
-_P, _S, _I, _F = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_float
+__all__ = ["Kernels", "fits"]
+
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_LANES = 16
-_ALL = 2**62  # tokens before a query: every one
+_FROZEN_STEP = 32  # of a weight's inputs and outputs
 
 
 def fits(x: Tensor) -> bool:
     """Whether the kernels take a tensor."""
     return x.device.type == "cpu" and x.dtype in _SUFFIX and x.is_contiguous()
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Attention of packed texts.
-
-    Attributes:
-        q_first, k_first: (B + 1,) int32, where each text's queries, and its keys and values, begin.
-        tokens: T, of the keys.
-        longest_q, longest_k: most queries, and most keys, of a text.
-        heads, kv_heads, size: H, K and D.
-        scaling: of the scores.
-        causal: a query sees what stands before it and itself.
-        before: and no more than so many before it; None: all.
-    """
-
-    q_first: Tensor
-    k_first: Tensor
-    tokens: int
-    longest_q: int
-    longest_k: int
-    heads: int
-    kv_heads: int
-    size: int
-    scaling: float
-    causal: bool
-    before: int | None = None
-
-
-@dataclass(frozen=True)
-class Part:
-    """One adapter of a group of layers: A (r, n) and B (outputs, r) in fp32, for the outputs from `start` on."""
-
-    A: Tensor
-    B: Tensor
-    start: int
-    scaling: float
-
-
-class _Texts(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("q", "k", "v")),
-        *((name, _S) for name in ("ldq", "ldk")),
-        *((name, _P) for name in ("q_first", "k_first")),
-        *((name, _S) for name in ("texts", "heads", "kv_heads", "D")),
-        ("scaling", _F),
-        ("causal", _I),
-        ("before", _S),
-    ]
-
-
-class _Part(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("A", "B", "of_A", "of_B")),
-        *((name, _S) for name in ("r", "start", "outputs", "at")),
-        ("scaling", _F),
-    ]
-
-
-_TYPES: dict[str, tuple[Any, list[Any]]] = {
-    "gelu_tanh_value": (None, [_P, _P, _S, _I]),
-    "gelu_value": (None, [_P, _P, _S, _I]),
-    "silu_value": (None, [_P, _P, _S, _I]),
-    "gelu_tanh_gradient": (None, [_P, _P, _P, _S, _I]),
-    "gelu_gradient": (None, [_P, _P, _P, _S, _I]),
-    "silu_gradient": (None, [_P, _P, _P, _S, _I]),
-    "attention_scratch": (_S, [_S, _S, _S]),
-    "attend": (None, [_P, _P, _S, _S, _P, _S, _I]),
-    "attend_gradient": (None, [_P, _P, _S, _P, _P, _P, _P, _S, _P, _S, _I]),
-    "lora_forward": (None, [_P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
-    "lora_backward": (None, [_P, _P, _P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
-}
-
-_FROZEN_TYPES: dict[str, tuple[Any, list[Any]]] = {  # where there is a matrix unit, for bf16 alone
-    "frozen_tiles": (None, [_P, _I, _S, _S, _P, _I]),
-    "frozen_floats": (_S, [_S, _S, _S, _I]),
-    "frozen_takes": (_I, [_S, _S, _P, _I]),
-    "frozen_forward": (None, [_P, _P, _P, _P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
-    "frozen_backward": (None, [_P, _P, _P, _P, _P, _P, _S, _S, _S, _P, _I, _P, _S, _P, _P, _S, _I]),
-}
-_FROZEN_STEP = 32  # of a weight's inputs and outputs
 
 
 class Kernels:
@@ -122,19 +49,13 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
-        for name, (result, arguments) in _TYPES.items():
+        for name, types in TYPES.items():
             for dtype, suffix in _SUFFIX.items():
-                function = getattr(library, f"{name}_{suffix}")
-                function.restype, function.argtypes = result, arguments
-                self._functions[name, dtype] = function
-        self._lora_floats, self._lora_shared = library.lora_floats, library.lora_shared
-        for function in (self._lora_floats, self._lora_shared):
-            function.restype, function.argtypes = _S, [_S, _S, _S, _S]
+                self._functions[name, dtype] = _function(library, f"{name}_{suffix}", types)
+        self._wanted = {name: _function(library, name, types) for name, types in TYPES_OF_ROOM.items()}
         self._frozen: dict[str, Any] = {}
         if hasattr(library, "frozen_possible") and library.frozen_possible():
-            for name, (result, arguments) in _FROZEN_TYPES.items():
-                self._frozen[name] = function = getattr(library, name)
-                function.restype, function.argtypes = result, arguments
+            self._frozen = {name: _function(library, name, types) for name, types in TYPES_OF_FROZEN.items()}
         self._room = _Room()
 
     def value(self, name: str, x: Tensor) -> Tensor:
@@ -186,7 +107,7 @@ class Kernels:
         out = like.new_empty(like.shape[0], width)
         scratch, floats, threads = self._scratch(texts, like.dtype)
         self._functions["attend", like.dtype](
-            ctypes.byref(_texts(q, k, v, ldq, ldk, texts)),
+            ctypes.byref(texts_given(q, k, v, ldq, ldk, texts)),
             out.data_ptr(),
             width,
             like.shape[0],
@@ -208,7 +129,7 @@ class Kernels:
         """The gradients of what begins at these places into what begins at those; `rows` holds those of the keys."""
         scratch, floats, threads = self._scratch(texts, grad.dtype)
         self._functions["attend_gradient", grad.dtype](
-            ctypes.byref(_texts(*places, *widths, texts)),
+            ctypes.byref(texts_given(*places, *widths, texts)),
             grad.data_ptr(),
             texts.heads * texts.size,
             *gradients,
@@ -228,23 +149,10 @@ class Kernels:
     def lora_forward(self, x: Tensor, y: Tensor, parts: Sequence[Part]) -> Tensor:
         """Add to y (R, N) what the parts make of x (R, n); -> (R, L) fp32, x A^T of each, for `lora_backward`."""
         (M, K), N = x.shape, y.shape[1]
-        given, ld = _given(parts, None)
+        given, ld = parts_given(parts, None)
         h = torch.empty(M, ld)
-        shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
         self._functions["lora_forward", x.dtype](
-            x.data_ptr(),
-            y.data_ptr(),
-            M,
-            K,
-            N,
-            given,
-            len(parts),
-            h.data_ptr(),
-            ld,
-            shared.data_ptr(),
-            scratch.data_ptr(),
-            floats,
-            threads,
+            x.data_ptr(), y.data_ptr(), *self._shared_by_all(M, K, N, given, h, ld)
         )
         return h
 
@@ -261,26 +169,15 @@ class Kernels:
         """
         M, N = grad.shape
         K = parts[0].A.shape[1]
-        found = [] if x is None else [torch.empty_like(f) for part in parts for f in (part.A, part.B)]
-        given, ld = _given(parts, found)
+        found = [] if x is None else _like_factors(parts)
+        given, ld = parts_given(parts, found)
         u = self._room.floats("u", M * ld)
-        shared, scratch, floats, threads = self._lora_room(M, K, N, ld)
         self._functions["lora_backward", grad.dtype](
             grad.data_ptr(),
             _or_none(x),
             _or_none(h),
             _or_none(of_x),
-            M,
-            K,
-            N,
-            given,
-            len(parts),
-            u.data_ptr(),
-            ld,
-            shared.data_ptr(),
-            scratch.data_ptr(),
-            floats,
-            threads,
+            *self._shared_by_all(M, K, N, given, u, ld),
         )
         return found
 
@@ -310,32 +207,19 @@ class Kernels:
             parts: as in `lora_forward`, which says what the second is; None without any.
         """
         (M, K), N = x.shape, tiles.shape[0]
-        given, ld = _given(parts, None)
-        if M % _LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
+        if M % LANES or not self._takes(M, K, parts):
             more = None if residual is None else _filled(residual)
             y = self.frozen_forward(_filled(x), tiles, bias, more)[0][:M]
             return y, self.lora_forward(x, y, parts) if parts else None
+        given, ld = parts_given(parts, None)
         y, h = x.new_empty(M, N), torch.empty(M, ld) if parts else None
-        shared, scratch, floats, threads = self._lora_room(
-            M, K, N, ld, self._frozen["frozen_floats"](M, K, N, _threads())
-        )
         self._frozen["frozen_forward"](
             x.data_ptr(),
             tiles.data_ptr(),
             _or_none(bias),
             _or_none(residual),
             y.data_ptr(),
-            M,
-            K,
-            N,
-            given,
-            len(parts),
-            _or_none(h),
-            ld,
-            shared.data_ptr(),
-            scratch.data_ptr(),
-            floats,
-            threads,
+            *self._shared_by_all(M, K, N, given, h, ld, self._frozen["frozen_floats"](M, K, N, _threads())),
         )
         return y, h
 
@@ -357,16 +241,13 @@ class Kernels:
             x, h, parts: as in `lora_backward`, which says what is returned for them.
         """
         (M, N), K = grad.shape, tiles.shape[0]
-        found = [] if x is None else [torch.empty_like(f) for part in parts for f in (part.A, part.B)]
-        given, ld = _given(parts, found)
-        if M % _LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
+        if M % LANES or not self._takes(M, K, parts):
             more = None if beside is None else _filled(beside)
             of_x = self.frozen_backward(_filled(grad), tiles, more)[0][:M]
             return of_x, self.lora_backward(grad, x, h, of_x, parts) if parts else []
+        found = [] if x is None else _like_factors(parts)
+        given, ld = parts_given(parts, found)
         of_x, u = grad.new_empty(M, K), self._room.floats("u", M * ld)
-        shared, scratch, floats, threads = self._lora_room(
-            M, K, N, ld, self._frozen["frozen_floats"](M, N, K, _threads())
-        )
         self._frozen["frozen_backward"](
             grad.data_ptr(),
             tiles.data_ptr(),
@@ -374,32 +255,31 @@ class Kernels:
             _or_none(x),
             _or_none(h),
             of_x.data_ptr(),
-            M,
-            K,
-            N,
-            given,
-            len(parts),
-            u.data_ptr(),
-            ld,
-            shared.data_ptr(),
-            scratch.data_ptr(),
-            floats,
-            threads,
+            *self._shared_by_all(M, K, N, given, u, ld, self._frozen["frozen_floats"](M, N, K, _threads())),
         )
         return of_x, found
 
-    def _lora_room(
-        self, M: int, K: int, N: int, ld: int, at_least: int = 0
-    ) -> tuple[Tensor, Tensor, int, int]:
-        """Room that threads share, room of their own, floats of that for each, and how many threads."""
-        threads = _threads()
-        floats = max(self._lora_floats(M, K, N, ld), at_least)
-        return (
-            self._room.floats("shared", self._lora_shared(M, K, N, ld)),
-            self._room.floats("own", floats * threads),
-            floats,
-            threads,
-        )
+    def _takes(self, M: int, K: int, parts: Sequence[Part]) -> bool:
+        """Whether the frozen products take adapters of these shapes with them."""
+        return bool(self._frozen["frozen_takes"](M, K, parts_given(parts, None)[0], len(parts)))
+
+    def _shared_by_all(
+        self, M: int, K: int, N: int, given: Any, narrow: Tensor | None, ld: int, at_least: int = 0
+    ) -> tuple[Any, ...]:
+        """The arguments that all products with adapters end with.
+
+        Args:
+            M, K, N: rows, inputs and outputs.
+            given: the parts, of `parts_given`.
+            narrow: (M, L) fp32, x A^T of `lora_forward` or the gradient of it.
+            ld: L.
+            at_least: floats of scratch that each thread needs beside LoRA's own.
+        """
+        threads, floats = _threads(), max(self._wanted["lora_floats"](M, K, N, ld), at_least)
+        shared = self._room.floats("shared", self._wanted["lora_shared"](M, K, N, ld))
+        scratch = self._room.floats("own", floats * threads)
+        places = shared.data_ptr(), scratch.data_ptr()
+        return M, K, N, given, len(given), _or_none(narrow), ld, *places, floats, threads
 
 
 class _Room(threading.local):
@@ -416,9 +296,21 @@ class _Room(threading.local):
         return self.kept[name]
 
 
+def _function(library: ctypes.CDLL, name: str, types: tuple[Any, list[Any]]) -> Any:
+    """A function of the library with the types of its result and arguments."""
+    function = getattr(library, name)
+    function.restype, function.argtypes = types
+    return function
+
+
+def _like_factors(parts: Sequence[Part]) -> list[Tensor]:
+    """Room for the gradients of A_1, B_1, A_2, ..."""
+    return [torch.empty_like(f) for part in parts for f in (part.A, part.B)]
+
+
 def _filled(x: Tensor) -> Tensor:
     """x (R, n) with zeros behind its rows, a multiple of 16 in all."""
-    return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % _LANES))
+    return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % LANES))
 
 
 def _threads() -> int:
@@ -438,35 +330,3 @@ def _places_of(qkv: Tensor, texts: Texts) -> tuple[int, int, int]:
 def _halves_of(kv: Tensor) -> tuple[int, int]:
     """Where keys and values begin in memory."""
     return kv.data_ptr(), kv.data_ptr() + kv.shape[1] // 2 * kv.element_size()
-
-
-def _texts(q: int, k: int, v: int, ldq: int, ldk: int, texts: Texts) -> _Texts:
-    return _Texts(
-        q,
-        k,
-        v,
-        ldq,
-        ldk,
-        texts.q_first.data_ptr(),
-        texts.k_first.data_ptr(),
-        len(texts.q_first) - 1,
-        texts.heads,
-        texts.kv_heads,
-        texts.size,
-        texts.scaling,
-        texts.causal,
-        _ALL if texts.before is None else texts.before,
-    )
-
-
-def _given(parts: Sequence[Part], found: Sequence[Tensor] | None) -> tuple[Any, int]:
-    """The parts as the kernels take them, with places for their gradients, and L."""
-    given, at = (_Part * len(parts))(), 0
-    for i, part in enumerate(parts):
-        of_A, of_B = (found[2 * i].data_ptr(), found[2 * i + 1].data_ptr()) if found else (None, None)
-        outputs, r = part.B.shape
-        given[i] = _Part(
-            part.A.data_ptr(), part.B.data_ptr(), of_A, of_B, r, part.start, outputs, at, part.scaling
-        )
-        at += -(-r // _LANES) * _LANES
-    return given, at

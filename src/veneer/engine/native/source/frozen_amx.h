@@ -148,8 +148,8 @@ static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, 
             for (size n = first; n < end; n += PANEL) {
                 size steps = least(whole, K / PAIRS_OF - part * whole);
                 const uint32_t *tiles = (const uint32_t *)w->tiles + n * K / 2 + part * whole * 2 * TILE_NUMBERS;
-                const char *fetched = (const char *)(tiles + (n + PANEL < end ? PANEL * K / 2 : 0));
-                const char *until = fetched + steps * PANEL * LINE;
+                const char *fetched = (const char *)(tiles + PANEL * K / 2);
+                const char *until = n + PANEL < end ? fetched + steps * PANEL * LINE : fetched;
                 size rows = least(at_a_time, M - top), blocks = (rows + PANEL - 1) / PANEL;
                 size lines = (PANEL + blocks - 1) / blocks;
                 for (size i = top; i < top + rows; i += PANEL) {

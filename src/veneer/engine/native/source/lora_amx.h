@@ -166,15 +166,15 @@ static void amx_lora_forward(const bf16 *x, const Frozen *frozen, bf16 *y, size 
         round_parts(h, ld, first, end, parts, count, rounded, width);
         BARRIER
         Beside beside[MOST_PARTS];
+        share(N, PANEL, THREAD, TEAM, &first, &end);
         uint32_t *tiles = of_B;
         size column = 0;
         for (int p = 0; p < count; p++) {
             const Part *part = parts + p;
             size steps = steps_of(part->r), from, to; /* of its outputs */
-            if (frozen) {
-                share(N, PANEL, THREAD, TEAM, &first, &end);
+            if (frozen)
                 from = most(first - part->start, 0), to = least(end - part->start, part->outputs);
-            } else
+            else
                 share(part->outputs, AMX_COLUMNS, THREAD, TEAM, &from, &to);
             uint32_t *mine = tiles + from / LANES * steps * TILE_NUMBERS;
             tiles_of_B(part, from, to, mine);
@@ -184,7 +184,6 @@ static void amx_lora_forward(const bf16 *x, const Frozen *frozen, bf16 *y, size 
             column += steps * PAIRS_OF;
             tiles += part->outputs / LANES * steps * TILE_NUMBERS;
         }
-        share(N, PANEL, THREAD, TEAM, &first, &end);
         if (frozen) amx_product(x, frozen, M, K, N, beside, count, first, end, scratch + THREAD * floats);
         amx_leave(&before);
     }
