@@ -231,9 +231,9 @@ def _named_kernels() -> Iterator[None]:
     from veneer.engine.native import Kernels
 
     def named(method: Any, name: str) -> Any:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **by_name: Any) -> Any:
             with record_function(f"veneer::{name}"):
-                return method(*arguments)
+                return method(*arguments, **by_name)
 
         return call
 

@@ -192,6 +192,8 @@ def adapted_for(workload: Workload, materials: Materials, precision: str, off: t
     load_adapter_state_dict(adapted.model, load_file(materials.adapter))
     if not workload.train:
         adapted.model.eval()
+    if adapted.runner.program is None and "packing" not in off:
+        raise RuntimeError(f"what would be measured is not the engine: {adapted.runner.reason}")
     return rewired(adapted, off)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks.anatomy import (
     ATTENTION,
     COPIES,
@@ -22,6 +23,7 @@ from benchmarks.side import SideSpec
 from benchmarks.workloads import WORKLOADS
 
 from benchmarks import materials
+from veneer.engine import choose_kernels
 
 
 @pytest.mark.filterwarnings("ignore:.*")  # the profiler's own
@@ -37,6 +39,28 @@ def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
     norms = sum(op.calls for op in found.operators if op.name == "aten::native_layer_norm")
     assert norms == 2 * 3 + 1
     assert "tiny-gpt2" in found.table(shapes=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*")  # the profiler's own
+def test_the_compiled_kernels_are_seen_by_name(tmp_path: Path) -> None:
+    if choose_kernels("auto", torch.device("cpu")).name != "compiled":
+        pytest.skip("no compiler here")
+    made = materials.make(WORKLOADS["tiny-gpt2"], tmp_path, tmp_path)
+    found = anatomy(SideSpec("ours", "tiny-gpt2", made.to_json(), "bf16"), warm=2, steps=3)
+    seen = {op.name.removeprefix("veneer::") for op in found.operators if op.name.startswith("veneer::")}
+    assert {"attend", "attend_gradient", "value", "gradient"} <= seen
+    assert {"frozen_backward", "lora_backward"} & seen
+
+
+def test_nothing_is_measured_where_the_engine_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = materials.make(WORKLOADS["tiny-gpt2"], tmp_path, tmp_path)
+    monkeypatch.setattr("veneer.engine.runner.program_of", lambda _: None)
+    with pytest.raises(
+        RuntimeError, match="not the engine: checked against padded on two texts; through transf"
+    ):
+        anatomy(SideSpec("ours", "tiny-gpt2", made.to_json(), "fp32"), warm=2, steps=3)
 
 
 @pytest.mark.parametrize(

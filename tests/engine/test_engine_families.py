@@ -26,6 +26,7 @@ from reference.families import (
 )
 from reference.peft_oracle import KINDS, compare_with_peft
 from veneer.engine import Runner, backbone_of, pack
+from veneer.engine.blocks import Program
 from veneer.engine.interface import NotPackableError
 
 LIMIT = 2e-6
@@ -48,7 +49,21 @@ def test_the_families_of_the_issue_are_all_there() -> None:
 def test_the_family_is_found_to_be_packable(name: str) -> None:
     runner = Runner.of(FAMILIES[name].model())
     assert runner.mode == "packed"
-    assert runner.reason == "checked against padded on two texts"
+    assert runner.reason.startswith("checked against padded on two texts")
+    assert (runner.program is None) == ("through transformers' own forward: Veneer has none" in runner.reason)
+
+
+def test_why_the_engines_own_form_is_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise TypeError("not that many arguments")
+
+    monkeypatch.setattr(Program, "__call__", broken)
+    runner = Runner.of(FAMILIES["GPT-2"].model())
+    assert (runner.mode, runner.program) == ("packed", None)
+    assert (
+        "through transformers' own forward: its packed forward failed (TypeError: not that many"
+        in runner.reason
+    )
 
 
 @pytest.mark.parametrize(
