@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from reference.families import FAMILIES, texts_of
 from reference.peft_oracle import compare_with_peft
-from veneer.engine import Runner, pack
+from veneer.engine import Runner, choose_kernels, pack
 from veneer.engine.beginnings import beginnings_of, common_beginning
 from veneer.lora import LoraConfig, adapter_parameters, attach
 
@@ -84,6 +84,21 @@ def test_sharing_changes_no_state_and_no_gradient_of_an_adapter(reads: str, star
     assert len(found[0][1]) >= 4
     for mine, theirs in zip(found[1][1], found[0][1], strict=True):
         assert_close(mine, theirs, rtol=1e-4, atol=1e-4)  # sums over texts in another order
+
+
+def test_attention_without_a_gradient_goes_from_node_to_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernels a prediction lays out no row for each token; the states are those of the texts alone."""
+    if choose_kernels("auto", torch.device("cpu")).name != "compiled":
+        pytest.skip("no compiler here")
+    runner = Runner.of(FAMILIES["GPT-2"].model().requires_grad_(False), mode="packed")
+    assert runner.program is not None
+    texts = _alike()
+    batch = pack([*texts, texts[0][:4], texts[1]])  # a text that another begins with, and one twice
+    alone = runner.program(batch)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr("veneer.engine.blocks.attend_rows", lambda *_, **__: pytest.fail("rows were laid out"))
+        shared = runner.program(batch, shared=beginnings_of(batch, always=True))
+    assert_close(shared, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_fewer_rows_are_computed() -> None:

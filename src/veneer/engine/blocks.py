@@ -24,7 +24,7 @@ from veneer.engine.activations import Activation
 from veneer.engine.beginnings import Beginnings
 from veneer.engine.block_step import Attention, BlockStep, Reading, ReadStep
 from veneer.engine.block_tail import Tail
-from veneer.engine.compiled_attention import read_attention, row_attention
+from veneer.engine.compiled_attention import node_attention, read_attention, row_attention
 from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.norms import applied, is_plain
@@ -115,21 +115,27 @@ class Block:
         norm_1, norm_2 = self.norms
         if not (is_plain(norm_1, x) and is_plain(norm_2, x)):
             return None
-        whole = reads is None and shared is None and by_rows(x, layout)
-        if not whole and (reads is None or not self._sees_all(layout, reads)):
+        attention = self._attention(x, layout, shared) if reads is None else None
+        if attention is None and (reads is None or not self._sees_all(layout, reads)):
             return None
         out, up, down = (group.joined(x.dtype) for group in (self.out, self.up, self.down))
         before, inner, outer = (norm_1, norm_2, None) if self.norm_first else (None, norm_1, norm_2)
         tail = Tail(out, up, down, self.activation, inner, outer)
-        if reads is None:
-            return BlockStep(before, tail, self.qkv.joined(x.dtype), self._attention(x, layout))
+        if attention is not None:
+            return BlockStep(before, tail, self.qkv.joined(x.dtype), attention)
+        assert reads is not None
         q, kv = (self.qkv.joined(x.dtype, columns) for columns in self._columns(x.shape[1]))
         places, node = _rows_of(filled_up(reads), shared), None if shared is None else shared.node_of_token
         return ReadStep(before, tail, q, kv, self._reading(x, layout, reads, node), len(reads), places, node)
 
-    def _attention(self, x: Tensor, layout: Layout) -> Attention:
-        """The attention over rows like those of x."""
+    def _attention(self, x: Tensor, layout: Layout, shared: Beginnings | None) -> Attention | None:
+        """The attention over rows like those of x, of tokens or nodes; None where it has no such form."""
+        if not by_rows(x, layout):
+            return None
         rows = RowAttention(layout, self.heads, self.scaling, self.causal, self._kv_heads, self.before)
+        if shared is not None:
+            by_hand = self.turned is None and not torch.is_grad_enabled()
+            return node_attention(rows, x, shared) if by_hand else None
         found = row_attention(rows, x)
         return found if self.turned is None else self.turned.attention(found, x)
 

@@ -8,22 +8,36 @@ This file knows tensors and layouts, no model. Shapes as in `veneer.engine.row_a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from veneer.engine.beginnings import Beginnings
 from veneer.engine.native import Kernels, Texts, kernels_for
 from veneer.engine.packing import Layout
 from veneer.engine.row_attention import ReadAttention, RowAttention
 
-__all__ = ["CompiledRead", "CompiledRows", "read_attention", "row_attention"]
+__all__ = [
+    "CompiledNodes",
+    "CompiledRead",
+    "CompiledRows",
+    "node_attention",
+    "read_attention",
+    "row_attention",
+]
 
 
 def row_attention(plain: RowAttention, like: Tensor) -> RowAttention | CompiledRows:
     """The attention for rows like these: by the kernels where there are any."""
     found = kernels_for(like)
     return plain if found is None else CompiledRows(plain, found)
+
+
+def node_attention(plain: RowAttention, like: Tensor, shared: Beginnings) -> CompiledNodes | None:
+    """The attention, without a gradient, where rows like these are states of nodes; None where there are no kernels."""
+    found = kernels_for(like)
+    return None if found is None else CompiledNodes(plain, found, shared)
 
 
 def read_attention(plain: ReadAttention, like: Tensor) -> ReadAttention | CompiledRead:
@@ -78,6 +92,45 @@ class CompiledRows:
                 plain.before,
             )
         found: Texts = layout.derived[key]
+        return found
+
+
+@dataclass(frozen=True)
+class CompiledNodes:
+    """`RowAttention` for the nodes of a tree of beginnings: every query once, with the keys of its text. No gradient.
+
+    The nodes that a text is the first to have are its last tokens, and stand in a row.
+
+    Attributes:
+        plain: the attention over the rows of the texts.
+        kernels: that compute.
+        shared: the tree.
+    """
+
+    plain: RowAttention
+    kernels: Kernels
+    shared: Beginnings
+
+    def forward(self, qkv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(U, W) -> (U, C), and nothing; rows behind the nodes are zero."""
+        return self.kernels.attend(qkv.contiguous(), self._texts(qkv.shape[1])), []
+
+    def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """There is none: a key's gradient would be a sum over texts."""
+        raise NotImplementedError("attention over nodes is for what wants no gradient")
+
+    def _texts(self, width: int) -> Texts:
+        plain, derived = self.plain, self.plain.layout.derived
+        key = ("nodes", plain.heads, plain.kv_heads, width, plain.scaling, plain.causal, plain.before)
+        if key not in derived:
+            of_rows = CompiledRows(plain, self.kernels)._texts(width)
+            first = self.shared.first_token[: self.shared.nodes]
+            derived[key] = replace(
+                of_rows,
+                q_first=torch.searchsorted(first, of_rows.k_first.to(first.dtype)).to(torch.int32),
+                row=self.shared.node_of_token.to(torch.int32),
+            )
+        found: Texts = derived[key]
         return found
 
 

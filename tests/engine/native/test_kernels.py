@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -156,6 +156,44 @@ def test_attention(
     assert near(of[:T], of_qkv, dtype)
     assert not found[T:].any()
     assert not of[T:].any()
+
+
+@DTYPES
+@given(
+    own=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    shape=st.sampled_from([(4, 4, 16), (4, 2, 8), (1, 1, 64), (2, 2, 33)]),
+    before=st.sampled_from([None, 0, 3, 30]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_of_texts_that_begin_with_rows_of_others(
+    compiled: Kernels,
+    dtype: torch.dtype,
+    own: list[int],
+    shape: tuple[int, int, int],
+    before: int | None,
+    seed: int,
+) -> None:
+    """Each text is what any earlier one begins with, and rows of its own, of which there may be none."""
+    heads, kv_heads, size = shape
+    generator = torch.Generator().manual_seed(seed)
+    paths: list[list[int]] = []
+    for n in own:
+        earlier = paths[int(torch.randint(len(paths), (), generator=generator))] if paths else [0]
+        kept = earlier[: 1 + int(torch.randint(len(earlier), (), generator=generator))]
+        at = 1 + sum(own[: len(paths)])
+        paths.append([*kept, *range(at, at + n)])
+    whole = texts_of([len(path) for path in paths], heads, kv_heads, size, causal=True, before=before)
+    rows = 1 + sum(own)
+    q_first = torch.tensor([1, *(1 + torch.tensor(own).cumsum(0)).tolist()], dtype=torch.int32)
+    q_first[0] = 0  # the first text's own rows begin with the row that all texts begin with
+    texts = replace(whole, q_first=q_first, row=torch.tensor([*chain(*paths)], dtype=torch.int32))
+    qkv = torch.randn(rows + 2, (heads + 2 * kv_heads) * size, generator=generator).to(dtype)
+    found = compiled.attend(qkv, texts)
+    expected = attended(qkv[texts.row].double(), whole)
+    for path, (first, end) in zip(paths, pairwise(whole.k_first.tolist()), strict=True):
+        assert near(found[path[: end - first]], expected[first:end], dtype)
+    assert not found[rows:].any()
 
 
 @DTYPES

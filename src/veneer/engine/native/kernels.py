@@ -72,7 +72,7 @@ class Kernels:
         return y
 
     def attend(self, qkv: Tensor, texts: Texts) -> Tensor:
-        """(R, (H + 2 K) D) queries, keys and values side by side -> (R, H D); rows behind the texts are zero."""
+        """(R, (H + 2 K) D) queries, keys and values side by side -> (R, H D); rows behind the queries are zero."""
         q, k, v = _places_of(qkv, texts)
         return self._attend(q, k, v, qkv.shape[1], qkv.shape[1], texts, qkv)
 

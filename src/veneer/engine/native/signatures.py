@@ -39,8 +39,9 @@ class Texts:
         longest_q, longest_k: most queries, and most keys, of a text.
         heads, kv_heads, size: H, K and D.
         scaling: of the scores.
-        causal: a query sees what stands before it and itself.
+        causal: a query sees what stands before it and itself; the queries are those of a text's last tokens.
         before: and no more than so many before it; None: all.
+        row: (tokens,) int32, the row of each key and value, for `attend` alone; None: its own.
     """
 
     q_first: Tensor
@@ -54,6 +55,7 @@ class Texts:
     scaling: float
     causal: bool
     before: int | None = None
+    row: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class _Texts(ctypes.Structure):
     _fields_ = [
         *((name, _P) for name in ("q", "k", "v")),
         *((name, _S) for name in ("ldq", "ldk")),
-        *((name, _P) for name in ("q_first", "k_first")),
+        *((name, _P) for name in ("q_first", "k_first", "row")),
         *((name, _S) for name in ("texts", "heads", "kv_heads", "D")),
         ("scaling", _F),
         ("causal", _I),
@@ -126,6 +128,7 @@ def texts_given(q: int, k: int, v: int, ldq: int, ldk: int, texts: Texts) -> _Te
         ldk,
         texts.q_first.data_ptr(),
         texts.k_first.data_ptr(),
+        None if texts.row is None else texts.row.data_ptr(),
         len(texts.q_first) - 1,
         texts.heads,
         texts.kv_heads,

@@ -5,15 +5,16 @@
    gradient, so that nothing is kept.
 
    A text's queries are rows q_first[t] to q_first[t + 1] - 1 of q, its keys and values rows k_first[t] to
-   k_first[t + 1] - 1 of k and v. H heads stand side by side in a row of q, K in one of k and v, D numbers each. */
+   k_first[t + 1] - 1 of k and v, or those that `row` names for these numbers. H heads stand side by side in a row of q,
+   K in one of k and v, D numbers each. */
 
 typedef struct {
     const REAL *q, *k, *v;
     size ldq, ldk;
-    const int32_t *q_first, *k_first;
+    const int32_t *q_first, *k_first, *row; /* row may be NULL, and is for a gradient */
     size texts, heads, kv_heads, D;
     float scaling;
-    int causal;  /* a query sees what stands before it and itself: only where there are as many queries as keys */
+    int causal;  /* a query sees what stands before it and itself: the queries are those of a text's last tokens */
     size before; /* and no more than so many before it */
 } FN(Texts);
 
@@ -35,11 +36,21 @@ static void FN(turn)(float *from, size ld, size n, float *to, size ldto) {
         for (size d = 0; d < ld; d += LANES) turn_block(from + i * ld + d, ld, to + d * ldto + i, ldto);
 }
 
+/* `widen` of a text's n keys or values from number `first` on. */
+static void FN(widen_keys)(const FN(Texts) *t, const REAL *from, size first, size n, float *to, size ld) {
+    if (!t->row) {
+        FN(widen)(from + first * t->ldk, t->ldk, n, t->D, 1.0f, to, ld);
+        return;
+    }
+    for (size i = 0; i < n; i++) FN(widen)(from + t->row[first + i] * t->ldk, t->ldk, 1, t->D, 1.0f, to + i * ld, ld);
+}
+
 /* s (m, ld) scores -> the softmax over what each query sees, zeros elsewhere. */
 static void FN(softmax)(float *s, size m, size n, size ld, int causal, size before) {
     for (size i = 0; i < m; i++) {
         float *row = s + i * ld;
-        int32_t end = causal ? i + 1 : n, first = causal && i > before ? i - before : 0;
+        size at = i + n - m; /* of the query among the keys */
+        int32_t end = causal ? at + 1 : n, first = causal && at > before ? at - before : 0;
         size low = first / LANES * LANES, high = up_to_lanes(end);
         float tops[LANES], sums[LANES] = {0}, top = -INFINITY, sum = 0.0f;
         for (int e = 0; e < LANES; e++) tops[e] = -INFINITY;
@@ -77,21 +88,22 @@ static void FN(softmax_gradient)(const float *p, float *dp, size m, size n, size
     }
 }
 
-/* c (m, n) = a b by blocks of ROWS queries, each with the keys up to its last query where `causal`. */
+/* c (m, n) = a b by blocks of ROWS queries, each with the keys up to its last query where `causal`; `past` keys stand
+   before the first query. */
 static void FN(scores)(size m, size n, size k, const float *a, size lda, const float *b, size ldb, float *c, size ldc,
-                       int causal) {
+                       int causal, size past) {
     for (size i = 0; i < m; i += ROWS) {
-        size rows = least(ROWS, m - i), columns = causal ? least(n, up_to_lanes(i + rows)) : n;
+        size rows = least(ROWS, m - i), columns = causal ? least(n, up_to_lanes(past + i + rows)) : n;
         gemm(rows, columns, k, a + i * lda, lda, 1, b, ldb, c + i * ldc, ldc, 0);
     }
 }
 
-/* c (m, n) = a (m, k) b (k, n), where a has zeros behind its diagonal if `causal`. */
+/* c (m, n) = a (m, k) b (k, n), where a has zeros behind its diagonal if `causal`, which begins in column `past`. */
 static void FN(weighted)(size m, size n, size k, const float *a, size lda, const float *b, size ldb, float *c,
-                         size ldc, int causal) {
+                         size ldc, int causal, size past) {
     for (size i = 0; i < m; i += ROWS) {
         size rows = least(ROWS, m - i);
-        gemm(rows, n, causal ? least(k, i + rows) : k, a + i * lda, lda, 1, b, ldb, c + i * ldc, ldc, 0);
+        gemm(rows, n, causal ? least(k, past + i + rows) : k, a + i * lda, lda, 1, b, ldb, c + i * ldc, ldc, 0);
     }
 }
 
@@ -121,14 +133,14 @@ void FN(attend)(const FN(Texts) *t, REAL *out, size ldo, size rows, float *scrat
             FN(Task) at = FN(task_of)(t, task);
             size q0 = at.q, k0 = at.k, m = at.m, n = at.n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at.head;
             float *q = mine, *v = q + mp * d, *k = v + np * d, *turned = k + np * d, *s = turned + d * np, *o = s + m * np;
-            FN(widen)(t->k + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
-            FN(widen)(t->v + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, v, d);
+            FN(widen_keys)(t, t->k + head * t->D, k0, n, k, d);
+            FN(widen_keys)(t, t->v + head * t->D, k0, n, v, d);
             FN(turn)(k, d, n, turned, np);
             for (size h = head * times; h < (head + 1) * times; h++) {
                 FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
-                FN(scores)(m, np, d, q, d, turned, np, s, np, t->causal);
+                FN(scores)(m, np, d, q, d, turned, np, s, np, t->causal, n - m);
                 FN(softmax)(s, m, n, np, t->causal, t->before);
-                FN(weighted)(m, d, n, s, np, v, d, o, d, t->causal);
+                FN(weighted)(m, d, n, s, np, v, d, o, d, t->causal, n - m);
                 FN(narrow)(o, d, m, t->D, 1.0f, out + q0 * ldo + h * t->D, ldo);
             }
         }
@@ -158,11 +170,11 @@ void FN(attend_gradient)(const FN(Texts) *t, const REAL *grad, size ldo, REAL *g
                 int first = h == head * times;
                 FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
                 FN(widen)(grad + q0 * ldo + h * t->D, ldo, m, t->D, 1.0f, g, d);
-                FN(scores)(m, np, d, q, d, kt, np, s, np, t->causal);
+                FN(scores)(m, np, d, q, d, kt, np, s, np, t->causal, 0);
                 FN(softmax)(s, m, n, np, t->causal, t->before);
-                FN(scores)(m, np, d, g, d, vt, np, ds, np, t->causal);
+                FN(scores)(m, np, d, g, d, vt, np, ds, np, t->causal, 0);
                 FN(softmax_gradient)(s, ds, m, n, np, t->causal);
-                FN(weighted)(m, d, n, ds, np, k, d, of, d, t->causal);
+                FN(weighted)(m, d, n, ds, np, k, d, of, d, t->causal, 0);
                 FN(narrow)(of, d, m, t->D, t->scaling, gq + q0 * t->ldq + h * t->D, t->ldq);
                 FN(turned)(n, d, m, ds, np, q, d, first ? sum_k : of, d, t->causal);
                 if (!first)
