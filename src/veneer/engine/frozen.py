@@ -134,13 +134,10 @@ class FrozenLinear:
         outputs, inputs = (first, second) if self.transposed == turned else (second, first)
         return self._blocked and (outputs >= inputs or rows > _PIECES_UP_TO)
 
-    @torch.inference_mode(False)  # what a prediction lays out, training has to be able to use
-    @torch.no_grad()
     def _in_tiles(self, compiled: Kernels, *, turned: bool) -> Tensor:
         """W (m, n), or W^T (n, m) if `turned`, as the kernels want it."""
         if turned not in self._tiles:
-            weight = self.weight.contiguous()
-            self._tiles[turned] = compiled.frozen_tiles(weight, transposed=self.transposed != turned)
+            self._tiles[turned] = _laid(compiled, self.weight, transposed=self.transposed != turned)
         return self._tiles[turned]
 
 
@@ -172,6 +169,13 @@ def _blocked_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: T
         return followed_product(x, weight, bias, _NONE)
     added: Tensor = ops._linear_pointwise.binary(x, residual, weight, bias, "add")
     return added
+
+
+@torch.inference_mode(False)  # what a prediction lays out, training has to be able to use
+@torch.no_grad()
+def _laid(compiled: Kernels, weight: Tensor, *, transposed: bool) -> Tensor:
+    """(m, n), or (n, m) if `transposed`, in the kernels' tiles."""
+    return compiled.frozen_tiles(weight.contiguous(), transposed=transposed)
 
 
 @torch.inference_mode(False)  # what a prediction lays out, training has to be able to use

@@ -9,7 +9,8 @@ This file must not know names of models or tasks, nor how an adapter is configur
 from __future__ import annotations
 
 from enum import Enum
-from typing import cast
+from functools import lru_cache
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -42,10 +43,10 @@ def layout_of(module: nn.Module) -> Layout | None:
     multiplies its rows by a scalar `embed_scale` has (Gemma 3, BART). Conv1D is known by its name, so that
     this needs no import of transformers. A layer held in int8 has the layout of the one that it stands for.
     """
-    kind = type(module)
+    kind: Any = type(module)
     if isinstance(module, Int8Linear):
         return Layout.CONV1D if module.transposed else Layout.LINEAR
-    if any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in kind.__mro__):
+    if _is_conv1d(kind):
         return Layout.CONV1D
     if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
         return Layout.LINEAR
@@ -56,6 +57,11 @@ def layout_of(module: nn.Module) -> Layout | None:
     ):
         return Layout.EMBEDDING
     return None
+
+
+@lru_cache(maxsize=256)
+def _is_conv1d(kind: type) -> bool:
+    return any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in kind.__mro__)
 
 
 def _embed_scale(module: nn.Module) -> float | Tensor | None:

@@ -207,11 +207,11 @@ class Kernels:
             parts: as in `lora_forward`, which says what the second is; None without any.
         """
         (M, K), N = x.shape, tiles.shape[0]
-        if M % LANES or not self._takes(M, K, parts):
+        given, ld = parts_given(parts, None)
+        if M % LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
             more = None if residual is None else _filled(residual)
             y = self.frozen_forward(_filled(x), tiles, bias, more)[0][:M]
             return y, self.lora_forward(x, y, parts) if parts else None
-        given, ld = parts_given(parts, None)
         y, h = x.new_empty(M, N), torch.empty(M, ld) if parts else None
         self._frozen["frozen_forward"](
             x.data_ptr(),
@@ -219,7 +219,7 @@ class Kernels:
             _or_none(bias),
             _or_none(residual),
             y.data_ptr(),
-            *self._shared_by_all(M, K, N, given, h, ld, self._frozen["frozen_floats"](M, K, N, _threads())),
+            *self._shared_by_all(M, K, N, given, h, ld, (M, K, N)),
         )
         return y, h
 
@@ -241,12 +241,12 @@ class Kernels:
             x, h, parts: as in `lora_backward`, which says what is returned for them.
         """
         (M, N), K = grad.shape, tiles.shape[0]
-        if M % LANES or not self._takes(M, K, parts):
+        found = [] if x is None else _like_factors(parts)
+        given, ld = parts_given(parts, found)
+        if M % LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
             more = None if beside is None else _filled(beside)
             of_x = self.frozen_backward(_filled(grad), tiles, more)[0][:M]
             return of_x, self.lora_backward(grad, x, h, of_x, parts) if parts else []
-        found = [] if x is None else _like_factors(parts)
-        given, ld = parts_given(parts, found)
         of_x, u = grad.new_empty(M, K), self._room.floats("u", M * ld)
         self._frozen["frozen_backward"](
             grad.data_ptr(),
@@ -255,16 +255,19 @@ class Kernels:
             _or_none(x),
             _or_none(h),
             of_x.data_ptr(),
-            *self._shared_by_all(M, K, N, given, u, ld, self._frozen["frozen_floats"](M, N, K, _threads())),
+            *self._shared_by_all(M, K, N, given, u, ld, (M, N, K)),
         )
         return of_x, found
 
-    def _takes(self, M: int, K: int, parts: Sequence[Part]) -> bool:
-        """Whether the frozen products take adapters of these shapes with them."""
-        return bool(self._frozen["frozen_takes"](M, K, parts_given(parts, None)[0], len(parts)))
-
     def _shared_by_all(
-        self, M: int, K: int, N: int, given: Any, narrow: Tensor | None, ld: int, at_least: int = 0
+        self,
+        M: int,
+        K: int,
+        N: int,
+        given: Any,
+        narrow: Tensor | None,
+        ld: int,
+        frozen: tuple[int, int, int] | None = None,
     ) -> tuple[Any, ...]:
         """The arguments that all products with adapters end with.
 
@@ -273,9 +276,12 @@ class Kernels:
             given: the parts, of `parts_given`.
             narrow: (M, L) fp32, x A^T of `lora_forward` or the gradient of it.
             ld: L.
-            at_least: floats of scratch that each thread needs beside LoRA's own.
+            frozen: rows, inputs and outputs of the frozen weight's product, where it is one with them.
         """
-        threads, floats = _threads(), max(self._wanted["lora_floats"](M, K, N, ld), at_least)
+        threads = _threads()
+        floats = self._wanted["lora_floats"](M, K, N, ld)
+        if frozen is not None:
+            floats = max(floats, self._frozen["frozen_floats"](*frozen, threads))
         shared = self._room.floats("shared", self._wanted["lora_shared"](M, K, N, ld))
         scratch = self._room.floats("own", floats * threads)
         places = shared.data_ptr(), scratch.data_ptr()

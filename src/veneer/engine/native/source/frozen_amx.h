@@ -2,7 +2,8 @@
 
    A weight (N, K) stands as N / 32 panels of K / 32 times two tiles of pairs: 32 inputs of 16 outputs, and of the 16
    outputs behind them. A thread has panels of its own, so that each is read from memory once, and fetches the next one
-   while it computes. Sums run over the inputs in order, whatever M and the number of threads are. */
+   while it computes. Some steps of a panel stay in the first cache for all rows; the rows' own pass it by. Sums run over
+   the inputs in order, whatever M and the number of threads are. */
 
 #ifdef HAS_AMX
 
@@ -11,8 +12,10 @@ enum {
     PANEL_NUMBERS = PANEL * PANEL,
     LONGEST = 1536 / PAIRS_OF,    /* steps of 32 inputs at a time: what is read again of x then stays in the L2 cache */
     ROOM_OF_X = 768 << 10,        /* bytes of x in it */
+    STEPS = 16,                   /* of a panel that stay in the L1 cache: 32 KB */
     LINE = 64,
-    AT_A_TIME = 4,                /* rows of the last block that are rounded and stored beside a step of the next */
+    AT_A_TIME = 2,                /* rows of the last block that are rounded and stored beside a step of the next */
+    AHEAD = 8,                    /* rows before their turn is theirs in the output fetched */
 };
 
 /* What is added to the outputs from `start` on: left (M, ld) times tiles, those of 16 columns `steps` behind each other. */
@@ -65,8 +68,8 @@ static size rows_at_a_time(size M, size K) {
 
 /* Floats of scratch for each thread, of which none has more than its share of N in multiples of 64 columns. */
 size frozen_floats(size M, size K, size N, int threads) {
-    size shares = (N + 2 * PANEL - 1) / (2 * PANEL);
-    return parts_of(K) > 1 ? rows_at_a_time(M, K) * ((shares + threads - 1) / threads * 2 * PANEL) : 0;
+    size shares = (N + 2 * PANEL - 1) / (2 * PANEL), rows = rows_at_a_time(M, K);
+    return rows * (parts_of(K) > 1 ? (shares + threads - 1) / threads * 2 * PANEL : PANEL);
 }
 
 /* Four tiles of sums, for the rows and columns of y from `top` and `n` on: rows from `row` to `rows` - 1 are still to be
@@ -84,35 +87,43 @@ INLINE void leave_row(const Frozen *w, size N, Leaving *block) {
     size i = block->row++, at = (block->top + i) * N + block->n;
     const float *sums = block->sums + i / LANES * 2 * TILE_NUMBERS + i % LANES * LANES;
     __m512 left = _mm512_load_ps(sums), right = _mm512_load_ps(sums + TILE_NUMBERS);
+    __builtin_prefetch(w->y + at + AHEAD * N, 1);
     if (w->bias) {
         left = _mm512_add_ps(left, widened(w->bias + block->n));
         right = _mm512_add_ps(right, widened(w->bias + block->n + LANES));
     }
     if (w->residual) {
+        __builtin_prefetch(w->residual + at + AHEAD * N);
         left = _mm512_add_ps(left, widened(w->residual + at));
         right = _mm512_add_ps(right, widened(w->residual + at + LANES));
     }
     _mm512_storeu_si512(w->y + at, (__m512i)_mm512_cvtne2ps_pbh(right, left));
 }
 
-/* Add to the four tiles of sums: 16 or 32 rows of `left`, ld apart, times `steps` times two tiles. While the matrix unit
-   works, rows of the last block leave and `lines` of the next panel a step are fetched, up to `until`. */
+/* What is fetched while the matrix unit works: the next panel, some lines a step. */
+typedef struct {
+    const char *next, *end;
+    size lines;
+} Fetching;
+
+/* Add to the four tiles of sums: `steps` steps of 16 or 32 rows of `left`, ld apart, times two tiles each, which are
+   `apart`. While the matrix unit works, rows of the last block leave and the next panel is fetched. */
 INLINE void add_steps(size steps, const bf16 *left, size ld, int both, const uint32_t *first, const uint32_t *second,
-                      size apart, const Frozen *w, size N, Leaving *block, const char **fetched, const char *until,
-                      size lines) {
+                      size apart, const Frozen *w, size N, Leaving *block, Fetching *fetched) {
     for (size k = 0; k < steps; k++) {
-        _tile_loadd(4, left + k * PAIRS_OF, ld * 2);
+        _tile_stream_loadd(4, left + k * PAIRS_OF, ld * 2);
         _tile_loadd(6, first + k * apart, LINE);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, second + k * apart, LINE);
         _tile_dpbf16ps(1, 4, 7);
         if (both) {
-            _tile_loadd(5, left + LANES * ld + k * PAIRS_OF, ld * 2);
+            _tile_stream_loadd(5, left + LANES * ld + k * PAIRS_OF, ld * 2);
             _tile_dpbf16ps(2, 5, 6);
         }
-        for (int i = 0; i < AT_A_TIME && block->row < block->rows; i++) leave_row(w, N, block);
+        for (int r = 0; r < AT_A_TIME && block->row < block->rows; r++) leave_row(w, N, block);
         if (both) _tile_dpbf16ps(3, 5, 7);
-        for (size i = 0; i < lines && *fetched < until; i++, *fetched += LINE) _mm_prefetch(*fetched, _MM_HINT_T1);
+        for (size l = 0; l < fetched->lines && fetched->next < fetched->end; l++, fetched->next += LINE)
+            _mm_prefetch(fetched->next, _MM_HINT_T1);
     }
 }
 
@@ -135,8 +146,23 @@ INLINE void zero_sums(void) {
     _tile_zero(3);
 }
 
+/* Add to the sums what stands beside the product for the columns from n on, and rows from i on. */
+INLINE void add_beside(const Beside *beside, int count, size n, size i, int both, const Frozen *w, size N,
+                       Leaving *block) {
+    Fetching nothing = {0};
+    for (int b = 0; b < count; b++) {
+        const Beside *more = beside + b;
+        if (n < more->start || n >= more->start + more->outputs) continue;
+        const uint32_t *tiles = more->tiles + (n - more->start) / LANES * more->steps * TILE_NUMBERS;
+        add_steps(more->steps, more->left + i * more->ld, more->ld, both, tiles, tiles + more->steps * TILE_NUMBERS,
+                  TILE_NUMBERS, w, N, block, &nothing);
+    }
+}
+
 /* The columns from `first` to `end` - 1 of the product (M, N) of x (M, K), and of what stands `beside`; M is a multiple
-   of 16, the columns of 32. For one thread, which has entered the tiles; `scratch` as `frozen_floats` says. */
+   of 16, the columns of 32. For one thread, which has entered the tiles; `scratch` as `frozen_floats` says.
+
+   Sums that are not whole are kept: of all its panels where x is too long for the L2 cache, else of one. */
 static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, const Beside *beside, int count,
                         size first, size end, float *scratch) {
     float sums[2][PANEL_NUMBERS] __attribute__((aligned(64)));
@@ -146,37 +172,32 @@ static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, 
     for (size top = 0; top < M; top += at_a_time)
         for (size part = 0; part < parts; part++)
             for (size n = first; n < end; n += PANEL) {
-                size steps = least(whole, K / PAIRS_OF - part * whole);
-                const uint32_t *tiles = (const uint32_t *)w->tiles + n * K / 2 + part * whole * 2 * TILE_NUMBERS;
-                const char *fetched = (const char *)(tiles + PANEL * K / 2);
-                const char *until = n + PANEL < end ? fetched + steps * PANEL * LINE : fetched;
-                size rows = least(at_a_time, M - top), blocks = (rows + PANEL - 1) / PANEL;
-                size lines = (PANEL + blocks - 1) / blocks;
-                for (size i = top; i < top + rows; i += PANEL) {
-                    int both = i + LANES < M, last = part + 1 == parts;
-                    float *kept = scratch + (n - first) * at_a_time + (i - top) * PANEL;
-                    size there = both ? PANEL : LANES;
-                    for (size r = 0; r < there && last; r++) __builtin_prefetch(w->y + (i + r) * N + n, 1);
-                    if (part)
-                        load_sums(kept);
-                    else
-                        zero_sums();
-                    add_steps(steps, x + i * K + part * whole * PAIRS_OF, K, both, tiles, tiles + TILE_NUMBERS,
-                              2 * TILE_NUMBERS, w, N, &leaving, &fetched, until, lines);
-                    for (int b = 0; b < count && last; b++) {
-                        const Beside *more = beside + b;
-                        if (n < more->start || n >= more->start + more->outputs) continue;
-                        const uint32_t *left = more->tiles + (n - more->start) / LANES * more->steps * TILE_NUMBERS;
-                        add_steps(more->steps, more->left + i * more->ld, more->ld, both, left,
-                                  left + more->steps * TILE_NUMBERS, TILE_NUMBERS, w, N, &leaving, &fetched, until, 0);
+                size begin = part * whole, stop = least(begin + whole, K / PAIRS_OF), rows = least(at_a_time, M - top);
+                size blocks = (rows + PANEL - 1) / PANEL, pieces = (stop - begin + STEPS - 1) / STEPS;
+                size steps = (stop - begin + pieces - 1) / pieces;
+                const uint32_t *panel = (const uint32_t *)w->tiles + n * K / 2;
+                const char *next = (const char *)(panel + PANEL * K / 2 + begin * 2 * TILE_NUMBERS);
+                Fetching fetched = {next, n + PANEL < end ? next + (stop - begin) * PANEL * LINE : next,
+                                    (PANEL + blocks - 1) / blocks};
+                for (size k = begin; k < stop; k += steps)
+                    for (size i = top; i < top + rows; i += PANEL) {
+                        size to = least(k + steps, stop);
+                        int both = i + LANES < M, last = to == K / PAIRS_OF;
+                        float *kept = scratch + (parts > 1 ? (n - first) * at_a_time : 0) + (i - top) * PANEL;
+                        if (k)
+                            load_sums(kept);
+                        else
+                            zero_sums();
+                        const uint32_t *tiles = panel + k * 2 * TILE_NUMBERS;
+                        add_steps(to - k, x + i * K + k * PAIRS_OF, K, both, tiles, tiles + TILE_NUMBERS,
+                                  2 * TILE_NUMBERS, w, N, &leaving, &fetched);
+                        if (last) add_beside(beside, count, n, i, both, w, N, &leaving);
+                        while (leaving.row < leaving.rows) leave_row(w, N, &leaving);
+                        store_sums(last ? sums[turn] : kept);
+                        if (!last) continue;
+                        leaving = (Leaving){sums[turn], i, n, 0, both ? PANEL : LANES};
+                        turn = !turn;
                     }
-                    while (leaving.row < leaving.rows) leave_row(w, N, &leaving);
-                    float *to = last ? sums[turn] : kept;
-                    store_sums(to);
-                    if (!last) continue;
-                    leaving = (Leaving){to, i, n, 0, there};
-                    turn = !turn;
-                }
             }
     while (leaving.row < leaving.rows) leave_row(w, N, &leaving);
 }
