@@ -14,7 +14,7 @@ from veneer.engine.linears import LinearGroup
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (7, 33, 50), (300, 64, 96)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (7, 33, 50), (300, 64, 96), (1040, 64, 96)])
 def test_product_and_input_gradient(
     shape: tuple[int, int, int], dtype: torch.dtype, transposed: bool
 ) -> None:
