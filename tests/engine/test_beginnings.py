@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from reference.families import FAMILIES, texts_of
 from reference.peft_oracle import compare_with_peft
 from veneer.engine import Runner, choose_kernels, pack
-from veneer.engine.beginnings import beginnings_of, common_beginning
+from veneer.engine.beginnings import beginnings_of, common_beginning, nodes_of, tree_of
 from veneer.lora import LoraConfig, adapter_parameters, attach
 
 
@@ -42,6 +42,12 @@ def test_the_tree() -> None:
 def test_the_common_beginning_is_the_one_that_paths_have(texts: list[list[int]]) -> None:
     found = posixpath.commonpath(["/" + "/".join(map(str, text)) for text in texts])
     assert common_beginning(texts) == len(found.split("/")) - 1 - (found == "/")
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8))
+def test_nodes_are_counted_without_the_tree(texts: list[list[int]]) -> None:
+    batch = pack(texts)
+    assert nodes_of(batch) == len(tree_of(batch)[1])
 
 
 def test_it_is_left_where_it_saves_little() -> None:

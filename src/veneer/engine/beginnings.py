@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from veneer.engine.packing import PackedBatch, filled_to
 
-__all__ = ["Beginnings", "beginnings_of", "common_beginning", "tree_of"]
+__all__ = ["Beginnings", "beginnings_of", "common_beginning", "nodes_of", "tree_of"]
 
 _WORTH = 0.85  # of the tokens are nodes: with more of them, laying out and adding up costs what is saved
 _STEP = 64  # the nodes are filled up to a multiple, so that kernels for few numbers of rows are made
@@ -45,15 +46,25 @@ def beginnings_of(batch: PackedBatch, *, always: bool = False) -> Beginnings | N
     """The tree of a batch, on its device; None where it does not save enough (unless `always`)."""
     if batch.token_type_ids is not None:
         return None
-    node_of_token, first = tree_of(batch)
-    if not always and len(first) > _WORTH * batch.tokens:
+    if not always and nodes_of(batch) > _WORTH * batch.tokens:
         return None
+    node_of_token, first = tree_of(batch)
     rows = batch.layout.rows if batch.input_ids.device.type == "cpu" else batch.tokens
     return Beginnings(
         filled_to(node_of_token, rows).to(batch.input_ids.device),
         nn.functional.pad(first, (0, -len(first) % _STEP)).to(batch.input_ids.device),
         len(first),
     )
+
+
+def nodes_of(batch: PackedBatch) -> int:
+    """U, without the tree: in order, a text has in common with all before it what it has with the one before it."""
+    ids, texts, at = batch.input_ids.tolist(), [], 0
+    for length in batch.layout.lengths:
+        texts.append(ids[at : at + length])
+        at += length
+    texts.sort()
+    return at - sum(common_beginning(pair) for pair in pairwise(texts))
 
 
 def tree_of(batch: PackedBatch) -> tuple[Tensor, Tensor]:
