@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from engine.test_program import KINDS, adapted
 from reference.families import LENGTHS, texts_of
-from veneer.engine import Runner, pack
+from veneer.engine import Runner, compiled_attention, pack
 from veneer.engine.beginnings import beginnings_of
 from veneer.engine.block_step import BlockStep, ReadStep
+from veneer.engine.native import kernels_for
 from veneer.lora import adapter_parameters
 
 
@@ -155,3 +157,23 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice(monkeypatch: pytest
     for name, p in adapter_parameters(model):
         if name in once:
             assert torch.allclose(p.grad, 2 * once[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_texts_whole_and_block_by_block(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of up to so many tokens go to the kernels whole, longer ones block by block: the same numbers."""
+    model, program, _ = program_and_batch(kind)
+    batch = pack(texts_of(LENGTHS["long"]))
+    found = []
+    for limit in (compiled_attention.COMPILED_TOKENS, 100):
+        monkeypatch.setattr(compiled_attention, "COMPILED_TOKENS", limit)
+        x = torch.zeros(batch.layout.rows, program.width)
+        by_hand = program.blocks[0]._attention(x, batch.layout, None) is not None
+        assert by_hand == (limit > 300 and kernels_for(x) is not None)
+        states = program(batch)
+        found.append((states.detach(), gradients(model, states)))
+    (whole, of_whole), (in_blocks, of_blocks) = found
+    assert_close(whole, in_blocks, rtol=1e-4, atol=1e-5)  # fp32 sums in another order
+    assert of_whole.keys() == of_blocks.keys()
+    for name, gradient in of_whole.items():
+        assert_close(gradient, of_blocks[name], rtol=1e-3, atol=1e-4, msg=name)

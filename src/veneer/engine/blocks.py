@@ -29,7 +29,7 @@ from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.norms import applied, is_plain
 from veneer.engine.packing import Layout, PackedBatch, filled_to, filled_up
-from veneer.engine.row_attention import ReadAttention, RowAttention, attend_read, attend_rows, by_rows
+from veneer.engine.row_attention import ReadAttention, RowAttention, attend_read, attend_rows
 from veneer.engine.turned import Turned
 
 __all__ = ["Block", "Program"]
@@ -130,14 +130,12 @@ class Block:
 
     def _attention(self, x: Tensor, layout: Layout, shared: Beginnings | None) -> Attention | None:
         """The attention over rows like those of x, of tokens or nodes; None where it has no such form."""
-        if not by_rows(x, layout):
-            return None
         rows = RowAttention(layout, self.heads, self.scaling, self.causal, self._kv_heads, self.before)
         if shared is not None:
             by_hand = self.turned is None and not torch.is_grad_enabled()
             return node_attention(rows, x, shared) if by_hand else None
         found = row_attention(rows, x)
-        return found if self.turned is None else self.turned.attention(found, x)
+        return found if self.turned is None or found is None else self.turned.attention(found, x)
 
     def _reading(self, x: Tensor, layout: Layout, reads: Tensor, node: Tensor | None) -> Reading:
         """The attention of one token of each text; x are states of tokens, or of nodes."""

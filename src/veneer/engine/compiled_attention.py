@@ -16,7 +16,7 @@ from torch import Tensor
 from veneer.engine.beginnings import Beginnings
 from veneer.engine.native import Kernels, Texts, kernels_for
 from veneer.engine.packing import Layout
-from veneer.engine.row_attention import ReadAttention, RowAttention
+from veneer.engine.row_attention import ReadAttention, RowAttention, by_rows
 
 __all__ = [
     "CompiledNodes",
@@ -28,16 +28,26 @@ __all__ = [
 ]
 
 
-def row_attention(plain: RowAttention, like: Tensor) -> RowAttention | CompiledRows:
-    """The attention for rows like these: by the kernels where there are any."""
-    found = kernels_for(like)
-    return plain if found is None else CompiledRows(plain, found)
+COMPILED_TOKENS = 768
+"""Of the longest text that goes to the kernels whole; beyond it block by block is as fast (docs/experiments.md)."""
+
+
+def row_attention(plain: RowAttention, like: Tensor) -> RowAttention | CompiledRows | None:
+    """The attention for rows like these: by the kernels where there are any; None where texts are too long for it."""
+    found = _kernels_for(plain, like)
+    if found is not None:
+        return CompiledRows(plain, found)
+    return plain if by_rows(like, plain.layout) else None
 
 
 def node_attention(plain: RowAttention, like: Tensor, shared: Beginnings) -> CompiledNodes | None:
-    """The attention, without a gradient, where rows like these are states of nodes; None where there are no kernels."""
-    found = kernels_for(like)
+    """The same, without a gradient, where rows like these are states of nodes; None without kernels too."""
+    found = _kernels_for(plain, like)
     return None if found is None else CompiledNodes(plain, found, shared)
+
+
+def _kernels_for(plain: RowAttention, like: Tensor) -> Kernels | None:
+    return kernels_for(like) if plain.layout.longest <= COMPILED_TOKENS else None
 
 
 def read_attention(plain: ReadAttention, like: Tensor) -> ReadAttention | CompiledRead:
@@ -51,7 +61,7 @@ class CompiledRows:
     """`RowAttention` by the kernels.
 
     Attributes:
-        plain: what it stands for.
+        plain: what it stands for; its texts may be longer here, up to `COMPILED_TOKENS`.
         kernels: that compute.
     """
 
