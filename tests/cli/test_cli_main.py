@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from command import environment, veneer
 from tiny_adapter import Trained
 
+from veneer.cli.console import Output
 from veneer.cli.interrupts import never_swallowed
 from veneer.cli.progress import ScoreLike, step_line
 from veneer.training.loop import StepInfo
@@ -112,6 +114,16 @@ def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, trained: Train
     assert "--debug" in done.err
     assert "Traceback" not in done.err
     assert done.json["error"]["type"] == "KeyError"
+
+
+def test_what_the_library_tells_is_a_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("veneer.engine.native.build")
+    for quiet, json_asked in itertools.product((False, True), repeat=2):
+        with Output(quiet=quiet, json=json_asked).working():
+            log.info("compiling the %s", "kernels")
+        log.info("nobody asked")
+        said = capsys.readouterr()
+        assert (said.out, said.err) == ("", "" if quiet else "compiling the kernels\n")
 
 
 def test_ctrl_c_outside_of_training(monkeypatch: pytest.MonkeyPatch, trained: Trained) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,12 +52,18 @@ class Output:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """While the library works with --json, what anyone prints goes to standard error."""
-        if not self.json:
-            yield
-            return
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
+        """While the library works: what it tells is a line for people, and with --json so is what anyone prints."""
+        told = _Told(self)
+        logger = logging.getLogger("veneer")
+        level = logger.level
+        logger.addHandler(told)
+        logger.setLevel(logging.INFO)
+        try:
+            with contextlib.redirect_stdout(sys.stderr) if self.json else contextlib.nullcontext():
+                yield
+        finally:
+            logger.removeHandler(told)
+            logger.setLevel(level)
 
     def result(self, value: dict[str, Any], show: Callable[[Console], None]) -> None:
         """The result: as one JSON object, or as `show` prints it."""
@@ -64,6 +71,18 @@ class Output:
             print_json(value, self._stdout)
         else:
             show(_console(self._stdout))
+
+
+class _Told(logging.Handler):
+    """The library's log as lines on standard error."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self.output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        self.output.say(record.getMessage(), "dim")
 
 
 def print_json(value: dict[str, Any], stream: Any = None) -> None:

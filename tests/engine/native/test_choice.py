@@ -59,8 +59,11 @@ def test_pytorchs_own_are_used_when_asked_for() -> None:
 
 
 @needs_compiler
-def test_they_are_compiled_once(fresh: Path) -> None:
+def test_they_are_compiled_once(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "veneer")
     assert choose_kernels("compiled", CPU).name == "compiled"
+    (said,) = caplog.messages
+    assert said.startswith("compiling the kernels with ")
 
     def times() -> list[int]:
         return [file.stat().st_mtime_ns for file in (fresh / "cache" / "kernels").iterdir()]
@@ -70,6 +73,7 @@ def test_they_are_compiled_once(fresh: Path) -> None:
         found.cache_clear()
     assert choose_kernels("auto", CPU).name == "compiled"
     assert times() == [before]
+    assert caplog.messages == [said]
 
 
 def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -25,6 +26,8 @@ from veneer.errors import UserMistake
 from veneer.files import cache_folder
 
 __all__ = ["Built", "NotBuiltError", "built"]
+
+_log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).parent / "source"
 _COMPILERS = ("gcc", "cc", "clang")
@@ -75,6 +78,7 @@ def built() -> Built:
     except (UserMistake, OSError) as error:
         raise NotBuiltError(f"the cache can't be written: {error}") from error
     if not path.is_file():
+        _log.info("compiling the kernels with %s, once for this machine ...", Path(compiler).name)
         _compile(compiler, flags, path)
     before = _openmp()
     try:
