@@ -11,7 +11,7 @@
 typedef struct {
     const REAL *q, *k, *v;
     size ldq, ldk;
-    const int32_t *q_first, *k_first, *row; /* row may be NULL, and is for a gradient */
+    const int32_t *q_first, *k_first, *row; /* row may be NULL; where a gradient is wanted it is */
     size texts, heads, kv_heads, D;
     float scaling;
     int causal;  /* a query sees what stands before it and itself: the queries are those of a text's last tokens */
