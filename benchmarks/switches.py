@@ -142,7 +142,10 @@ _PATCHES: dict[str, list[tuple[str, Any]]] = {
         ("veneer.engine.runner.beginnings_of", _none),
         ("veneer.engine.prefix.beginnings_of", _none),
     ],
-    "blocks": [("veneer.engine.frozen.has_blocks", _never)],
+    "blocks": [
+        ("veneer.engine.frozen.has_blocks", _never),
+        ("veneer.engine.native.Kernels.takes_frozen", _never),
+    ],
     "activation": [("veneer.engine.families.activation_of", _plain_activation)],
     "attention": [
         ("veneer.engine.blocks.attend_rows", _sdpa_rows),
