@@ -19,6 +19,7 @@ from veneer.engine.packing import Layout
 from veneer.engine.row_attention import ReadAttention, RowAttention, by_rows
 
 __all__ = [
+    "COMPILED_TOKENS",
     "CompiledNodes",
     "CompiledRead",
     "CompiledRows",

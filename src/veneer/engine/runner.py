@@ -30,9 +30,10 @@ __all__ = ["Runner", "backbone_of"]
 
 Mode = Literal["packed", "padded"]
 
-# fp32: sums in another order; half precision: one rounding of a hidden state of size about 1, several layers deep.
 _CHECKED = "checked against padded on two texts"
 _NO_FORM = "Veneer has none of its own for it"
+
+# fp32: sums in another order; half precision: one rounding of a hidden state of size about 1, several layers deep.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 

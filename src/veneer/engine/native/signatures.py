@@ -1,6 +1,6 @@
 """What the compiled functions take: their types, and the structures that attention and adapters are handed over in.
 
-The structures stand in the sources' order (`source/common.h`, `source/lora.h`); the shapes are those of
+The structures stand in the sources' order (`source/attention.h`, `source/common.h`); the shapes are those of
 `veneer.engine.native.kernels`.
 """
 
