@@ -73,27 +73,39 @@ size frozen_floats(size M, size K, size N, int threads) {
 }
 
 /* Four tiles of sums, for the rows and columns of y from `top` and `n` on: rows from `row` to `rows` - 1 are still to be
-   rounded and stored. */
+   rounded and stored. `more`: another panel of the thread follows. */
 typedef struct {
     const float *sums;
     size top, n, row, rows;
+    int more;
 } Leaving;
 
 INLINE __m512 widened(const bf16 *from) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
 }
 
+/* Fetches numbers that are wanted AHEAD rows later into the first cache; what the next panel wants of this row, a line
+   further, into the second. Lines that are only written have to be there too: a store that waits for memory holds up all
+   behind it, the sums' among them. */
+INLINE void fetch_around(const bf16 *at, size ld, int write, int more) {
+    if (write)
+        __builtin_prefetch(at + AHEAD * ld, 1);
+    else
+        __builtin_prefetch(at + AHEAD * ld);
+    if (more) _mm_prefetch(at + PANEL, _MM_HINT_T1);
+}
+
 INLINE void leave_row(const Frozen *w, size N, Leaving *block) {
     size i = block->row++, at = (block->top + i) * N + block->n;
     const float *sums = block->sums + i / LANES * 2 * TILE_NUMBERS + i % LANES * LANES;
     __m512 left = _mm512_load_ps(sums), right = _mm512_load_ps(sums + TILE_NUMBERS);
-    __builtin_prefetch(w->y + at + AHEAD * N, 1);
+    fetch_around(w->y + at, N, 1, block->more);
     if (w->bias) {
         left = _mm512_add_ps(left, widened(w->bias + block->n));
         right = _mm512_add_ps(right, widened(w->bias + block->n + LANES));
     }
     if (w->residual) {
-        __builtin_prefetch(w->residual + at + AHEAD * N);
+        fetch_around(w->residual + at, N, 0, block->more);
         left = _mm512_add_ps(left, widened(w->residual + at));
         right = _mm512_add_ps(right, widened(w->residual + at + LANES));
     }
@@ -195,7 +207,7 @@ static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, 
                         while (leaving.row < leaving.rows) leave_row(w, N, &leaving);
                         store_sums(last ? sums[turn] : kept);
                         if (!last) continue;
-                        leaving = (Leaving){sums[turn], i, n, 0, both ? PANEL : LANES};
+                        leaving = (Leaving){sums[turn], i, n, 0, both ? PANEL : LANES, n + PANEL < end};
                         turn = !turn;
                     }
             }
