@@ -44,15 +44,26 @@ def one_each(program: Any, batch: Any) -> Tensor:
     return found
 
 
-READS = pytest.mark.parametrize("read", [False, True], ids=["all", "one each"])
+def some(batch: Any) -> Tensor:
+    """Every third token, and twice the second."""
+    found: Tensor = torch.cat([torch.arange(0, batch.tokens, 3), torch.tensor([1, 1])])
+    return found
+
+
+def read_of(read: str, program: Any, batch: Any) -> Tensor | None:
+    """The tokens that are read."""
+    return {"all": None, "one each": one_each(program, batch), "some": some(batch)}[read]
+
+
+READS = pytest.mark.parametrize("read", ["all", "one each", "some"])
 
 
 @READS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_computing_again_gives_the_same_bits(kind: str, dtype: torch.dtype, read: bool) -> None:
+def test_computing_again_gives_the_same_bits(kind: str, dtype: torch.dtype, read: str) -> None:
     model, program, batch = program_and_batch(kind)
-    reads = one_each(program, batch) if read else None
+    reads = read_of(read, program, batch)
     for name, p in model.named_parameters():
         if "lora" not in name and not p.requires_grad:
             p.data = p.data.to(dtype)
@@ -67,11 +78,11 @@ def test_computing_again_gives_the_same_bits(kind: str, dtype: torch.dtype, read
 @READS
 @pytest.mark.parametrize("kind", ["GPT-2", "BERT"])
 def test_trained_norms_get_the_gradients_that_autograd_finds(
-    kind: str, read: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, read: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = ["ln_1", "ln_2"] if kind == "GPT-2" else ["attention.output.LayerNorm", "output.LayerNorm"]
     model, program, batch = program_and_batch(kind, modules_to_save=norms)
-    reads = one_each(program, batch) if read else None
+    reads = read_of(read, program, batch)
     by_hand = gradients(model, program(batch, reads))
     monkeypatch.setattr("veneer.engine.blocks.is_plain", lambda *_: False)
     composed = gradients(model, program(batch, reads))
@@ -110,6 +121,35 @@ def test_one_token_of_each_text_is_a_step_of_its_own(
     expected = gradients(model, composed)
     assert by_hand.keys() == expected.keys()
     assert len(expected) == (16 if below else 8)
+    for name, grad in expected.items():
+        scale = float(grad.abs().max())
+        assert float((by_hand[name] - grad).abs().max()) <= 5e-6 * max(scale, 1.0), name
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["last block", "every block"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_tokens_are_read_behind_attention_alone(
+    kind: str, below: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block by hand too: the states and gradients of the whole block, of which the others are thrown away."""
+    targets = ["c_attn", "c_proj", "c_fc"] if kind == "GPT-2" else ["query", "key", "value", "dense"]
+    where = {} if below else {"target_modules": targets, "layers_to_transform": 1}
+    model, program, batch = program_and_batch(kind, **where)
+    reads = some(batch)
+    steps: list[BlockStep] = []
+    forward = BlockStep.forward
+    monkeypatch.setattr(BlockStep, "forward", lambda self, x: steps.append(self) or forward(self, x))
+    states = program(batch, reads)
+    assert [step.read for step in steps[-1:]] == [len(reads)]
+    assert len(states) == len(reads)
+    by_hand = gradients(model, states)
+    with torch.inference_mode():
+        alone = program(batch, reads)
+    whole = program(batch)
+    expected = gradients(model, whole.index_select(0, reads))
+    for found in (states, alone):
+        torch.testing.assert_close(found, whole.index_select(0, reads), rtol=0, atol=2e-6)
+    assert by_hand.keys() == expected.keys()
     for name, grad in expected.items():
         scale = float(grad.abs().max())
         assert float((by_hand[name] - grad).abs().max()) <= 5e-6 * max(scale, 1.0), name

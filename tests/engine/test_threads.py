@@ -59,9 +59,11 @@ def test_the_measurement_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with own_threads():
         torch.set_num_threads(2)
-        began = time.perf_counter()
+        began = (
+            time.process_time()
+        )  # of both threads; a machine that is busy with others takes longer, and no more
         found = choose_threads("auto", CPU)
-        assert time.perf_counter() - began < 3.0  # 0.3 on a quiet machine; a turn ends with its last piece
+        assert time.process_time() - began < 6.0  # 0.6; a turn ends with its last piece
     assert set(found.rates) == {2, 1}
     assert min(found.rates.values()) > 0
 

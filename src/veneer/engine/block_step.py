@@ -3,7 +3,8 @@
 One node of the graph instead of a dozen: a small step spends as much on bookkeeping as on products, and here nothing
 is kept that the gradient does not need. Forward and backward are the composition of parts that have both
 (`Joined`, `RowAttention`, `Tail`, norms), in GPT-2's and Llama's order or BERT's. `BlockStep` computes every row,
-`ReadStep` one token of each text, as the last block does for whoever reads no more.
+or what follows attention for some of them; `ReadStep` one token of each text, as the last block does for whoever reads
+no more.
 
 This file knows the order of the parts; what they hold is handed in.
 
@@ -113,17 +114,23 @@ class _Step(ABC):
 
 @dataclass(frozen=True)
 class BlockStep(_Step):
-    """A block at one moment, (R, C) -> (R, C).
+    """A block at one moment, (R, C) -> (R, C), or (n, C) where n rows are read.
+
+    Nothing behind attention is computed for the others.
 
     Attributes:
         norm: before attention, `veneer.engine.norms.is_plain`; None in BERT's order.
         tail: what stands behind attention.
         qkv: queries, keys and values.
         attention: over the rows of the batch.
+        read: n; None: all.
+        places: (S,) int64, which rows are read, and any behind them, S >= n; None: all.
     """
 
     qkv: Joined
     attention: Attention
+    read: int | None = None
+    places: Tensor | None = None
 
     @property
     def projections(self) -> tuple[Joined, ...]:
@@ -131,38 +138,50 @@ class BlockStep(_Step):
         return (self.qkv,)
 
     def alone(self, x: Tensor) -> Tensor:
-        """The block (R, C) -> (R, C), and nothing that a gradient would want."""
+        """The block, and nothing that a gradient would want."""
         h, _ = normed_or_not(self.norm, x)
-        return self.tail.alone(self.attention.forward(self.qkv.forward(h)[0])[0], x)
+        a, _ = self.attention.forward(self.qkv.forward(h)[0])
+        return self.tail.alone(self._of_read(a), self._of_read(x))[: self.read]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The block, and what `backward` wants."""
         h, of_norm = normed_or_not(self.norm, x)
         states, of_qkv = self.qkv.forward(h)
         a, of_attention = self.attention.forward(states)
-        y, of_tail = self.tail.forward(a, x)
-        return y, [*of_norm, h, of_qkv, *of_tail, *of_attention]
+        y, of_tail = self.tail.forward(self._of_read(a), self._of_read(x))
+        return y[: self.read], [*of_norm, h, of_qkv, *of_tail, *of_attention]
 
     def backward(
         self, grad: Tensor, kept: Sequence[Any], *, need_x: bool, need_norms: Sequence[bool]
     ) -> Gradients:
         """The gradients of x, `parameters` and `factors`, from that of the output (R, C)."""
         split, end = len(parameters_of(self.norm)), 5 + Tail.KEPT
+        h, of_h = kept[3:5]
+        grad = grad if self.places is None else filled_to(grad, len(self.places))
         behind = self.tail.backward(grad, kept[5:end], need_norms[split:])
-        g = self.attention.backward(behind.a, kept[end:])
+        g = self.attention.backward(self._of_all(behind.a, h), kept[end:])
         of_norm: list[Tensor | None] = [None] * split
         gx: Tensor | None = None
-        h, of_h = kept[3:5]
         if self.norm is None:
             if need_x:
-                gx, of_qkv = back_through(self.qkv, g, h, of_h, beside=behind.x)
+                gx, of_qkv = back_through(self.qkv, g, h, of_h, beside=self._of_all(behind.x, h))
         elif need_x or any(need_norms[:split]):
             gx, of_qkv = back_through(self.qkv, g, h, of_h)
-            gx, of_norm = norm_gradients(self.norm, gx, (kept[0], kept[1], kept[2]), need_norms[:split])
-            gx.add_(behind.x)
+            of_x = self._of_all(behind.x, h)
+            gx, of_norm = norm_gradients(self.norm, gx, (kept[0], kept[1], kept[2]), need_norms[:split], of_x)
         if gx is None:
             _, of_qkv = self.qkv.backward(g, *wanted(self.qkv, h, of_h), need_x=False)
         return gx, [*of_norm, *behind.norms, *of_qkv, *behind.factors]
+
+    def _of_read(self, x: Tensor) -> Tensor:
+        """Rows (R, C) -> those that are read (S, C)."""
+        return x if self.places is None else x.index_select(0, self.places)
+
+    def _of_all(self, grad: Tensor, like: Tensor) -> Tensor:
+        """The gradient of what `_of_read` gave -> that of what it was given, with as many rows as `like`."""
+        if self.places is None:
+            return grad
+        return grad.new_zeros(like.shape[0], grad.shape[1]).index_add_(0, self.places, grad)
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,10 @@ class Tail:
         g, down = back_through(self.down, grad, f, of_down)
         g = self.activation.backward(g, u)
         g, up = back_through(self.up, g, n, of_up, beside=None if self.outer is None else grad)
-        g, of_inner = norm_gradients(self.inner, g, (inner[0], inner[1], inner[2]), need_norms[:split])
-        g = g.add_(grad) if self.outer is None else g
+        beside = grad if self.outer is None else None
+        g, of_inner = norm_gradients(
+            self.inner, g, (inner[0], inner[1], inner[2]), need_norms[:split], beside
+        )
         of_a, out = back_through(self.out, g, a, of_out)
         return TailGradients(of_a, g, [*of_inner, *of_outer], [*out, *up, *down])
 

@@ -115,17 +115,20 @@ class Block:
         norm_1, norm_2 = self.norms
         if not (is_plain(norm_1, x) and is_plain(norm_2, x)):
             return None
-        attention = self._attention(x, layout, shared) if reads is None else None
-        if attention is None and (reads is None or not self._sees_all(layout, reads)):
+        one_each = reads is not None and self._sees_all(layout, reads)
+        attention = None if one_each else self._attention(x, layout, shared)
+        if attention is None and not one_each:
             return None
         out, up, down = (group.joined(x.dtype) for group in (self.out, self.up, self.down))
         before, inner, outer = (norm_1, norm_2, None) if self.norm_first else (None, norm_1, norm_2)
         tail = Tail(out, up, down, self.activation, inner, outer)
+        n, places = (None, None) if reads is None else (len(reads), _rows_of(filled_up(reads), shared))
         if attention is not None:
-            return BlockStep(before, tail, self.qkv.joined(x.dtype), attention)
+            return BlockStep(before, tail, self.qkv.joined(x.dtype), attention, n, places)
         assert reads is not None
+        assert places is not None
         q, kv = (self.qkv.joined(x.dtype, columns) for columns in self._columns(x.shape[1]))
-        places, node = _rows_of(filled_up(reads), shared), None if shared is None else shared.node_of_token
+        node = None if shared is None else shared.node_of_token
         return ReadStep(before, tail, q, kv, self._reading(x, layout, reads, node), len(reads), places, node)
 
     def _attention(self, x: Tensor, layout: Layout, shared: Beginnings | None) -> Attention | None:

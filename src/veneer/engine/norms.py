@@ -1,7 +1,8 @@
 """Norms forward and backward by hand: PyTorch's layer norm, and the root-mean-square norms of transformers' decoders.
 
 RMSNorm (Zhang & Sennrich 2019, section 4): x / sqrt(mean(x^2) + eps) * w; Gemma's has 1 + w in place of w. Its written
-form in transformers costs five times a layer norm on a CPU; here it costs about one. Sums are in fp32 in any dtype.
+form in transformers costs five times a layer norm on a CPU; here it costs about one. Sums are in fp32 in any dtype. The
+compiled kernels (`veneer.engine.native`) compute both where they are; the parameters' gradients are PyTorch's.
 
 This file knows modules of norms; it knows no model.
 
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from veneer.engine.native import fits, kernels_for
 
 __all__ = ["Kept", "applied", "is_plain", "is_rms", "norm_gradients", "normed", "rms", "rms_gradient"]
 
@@ -48,7 +51,7 @@ def is_rms(norm: nn.Module) -> bool:
 def is_plain(norm: nn.Module, x: Tensor) -> bool:
     """Whether a norm is one that this file computes, with nobody's hook, in the dtype of x."""
     weight = getattr(norm, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype != x.dtype:
+    if not isinstance(weight, Tensor) or weight.dtype != x.dtype or weight.dim() != 1:
         return False
     if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks:
         return False
@@ -68,6 +71,12 @@ def applied(norm: nn.Module, x: Tensor) -> Tensor:
 
 def normed(norm: Any, x: Tensor) -> tuple[Tensor, Kept]:
     """The norm of each row (..., C), and what `norm_gradients` wants; without a graph."""
+    compiled = kernels_for(x)
+    if compiled is not None:
+        bias, eps, form = _form(norm)
+        y, mean, inverse = compiled.norm(x.view(-1, x.shape[-1]), norm.weight, bias, eps, **form)
+        stats = *x.shape[:-1], 1
+        return y.view_as(x), (x, None if mean is None else mean.view(stats), inverse.view(stats))
     if type(norm) is nn.LayerNorm:
         y, mean, inverse = _aten.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         return y, (x, mean, inverse)
@@ -76,19 +85,45 @@ def normed(norm: Any, x: Tensor) -> tuple[Tensor, Kept]:
 
 
 def norm_gradients(
-    norm: Any, grad: Tensor, kept: Kept, need: Sequence[bool]
+    norm: Any, grad: Tensor, kept: Kept, need: Sequence[bool], beside: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The gradients of a norm's input and of its parameters, in their order; `need` says which are wanted."""
+    """The gradients of a norm's input and of its parameters, in their order.
+
+    Args:
+        norm: `is_plain`.
+        grad: of its output, (..., C).
+        kept: what `normed` gave.
+        need: which parameters want one.
+        beside: (..., C), what else flows into the input's gradient.
+    """
     x, mean, inverse = kept
+    compiled = None if any(need) else kernels_for(grad, x)
+    if compiled is not None and inverse.dtype == torch.float32 and (beside is None or fits(beside)):
+        _, _, form = _form(norm)
+        flat, added = x.view(-1, x.shape[-1]), form["added"]
+        gx = compiled.norm_gradient(grad, flat, norm.weight, mean, inverse, beside, added=added)
+        return gx.view_as(x), [None] * len(need)
+    of_parameters: list[Tensor | None]
     if type(norm) is nn.LayerNorm:
+        assert mean is not None
+        stats = mean.to(norm.weight.dtype), inverse.to(norm.weight.dtype)  # as PyTorch keeps them
         gx, *of_parameters = _aten.native_layer_norm_backward(
-            grad, x, norm.normalized_shape, mean, inverse, norm.weight, norm.bias, [True, *need]
+            grad, x, norm.normalized_shape, *stats, norm.weight, norm.bias, [True, *need]
         )
-        return gx, of_parameters
-    weight, _ = _weight_and_eps(norm)
-    of_weight = (grad.float() * x.float() * inverse).flatten(0, -2).sum(0) if need[0] else None
-    of_weight = None if of_weight is None else of_weight.to(norm.weight.dtype)
-    return rms_gradient(grad, x, weight, inverse), [of_weight]
+    else:
+        weight, _ = _weight_and_eps(norm)
+        of_weight = (grad.float() * x.float() * inverse).flatten(0, -2).sum(0) if need[0] else None
+        of_parameters = [None if of_weight is None else of_weight.to(norm.weight.dtype)]
+        gx = rms_gradient(grad, x, weight, inverse)
+    return gx if beside is None else gx.add_(beside), of_parameters
+
+
+def _form(norm: Any) -> tuple[Tensor | None, float, dict[str, Any]]:
+    """Bias, epsilon, and how the compiled kernel has this norm."""
+    if type(norm) is nn.LayerNorm:
+        return norm.bias, norm.eps, {"centred": True, "added": 0.0, "twice": False}
+    added = _RMS[type(norm).__name__]  # Gemma's 1 + w is not rounded before the product
+    return None, _eps_of(norm), {"centred": False, "added": added, "twice": not added}
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -131,9 +166,14 @@ def rms_gradient(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Te
 def _weight_and_eps(norm: Any) -> tuple[Tensor, float]:
     """What the rows are multiplied with, and epsilon."""
     added = _RMS[type(norm).__name__]
-    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     weight = norm.weight.detach()
-    return (weight.float() + added if added else weight), eps
+    return (weight.float() + added if added else weight), _eps_of(norm)
+
+
+def _eps_of(norm: Any) -> float:
+    """Epsilon, under either name that transformers has for it."""
+    found: float = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    return found
 
 
 class _Rms(torch.autograd.Function):

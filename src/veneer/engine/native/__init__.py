@@ -12,7 +12,7 @@ from veneer.engine.native.choice import (
     own_kernels,
     use_kernels,
 )
-from veneer.engine.native.kernels import Kernels
+from veneer.engine.native.kernels import Kernels, fits
 from veneer.engine.native.signatures import Part, Texts
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Part",
     "Texts",
     "choose_kernels",
+    "fits",
     "kernels",
     "kernels_for",
     "own_kernels",

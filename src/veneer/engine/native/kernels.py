@@ -71,6 +71,80 @@ class Kernels:
         function(grad.data_ptr(), x.data_ptr(), y.data_ptr(), x.numel(), _threads())
         return y
 
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        centred: bool,
+        added: float = 0.0,
+        twice: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(R, C) -> x / sqrt(mean(x^2) + eps) (weight + added) + bias, and (R, 1) fp32 means and inverse roots.
+
+        Args:
+            x: rows.
+            weight, bias: (C,) of the dtype of x; no bias: none is added.
+            eps: added to the mean square.
+            centred: whether the row's mean is taken away first, as a layer norm does; else there are no means.
+            added: to the weight.
+            twice: whether the normed row is rounded to the dtype before it is multiplied, too.
+        """
+        R, C = x.shape
+        y, inverse = torch.empty_like(x), torch.empty(R, 1)
+        mean = torch.empty(R, 1) if centred else None
+        self._functions["norm", x.dtype](
+            x.data_ptr(),
+            weight.data_ptr(),
+            _or_none(bias),
+            added,
+            eps,
+            twice,
+            y.data_ptr(),
+            _or_none(mean),
+            inverse.data_ptr(),
+            R,
+            C,
+            _threads(),
+        )
+        return y, mean, inverse
+
+    def norm_gradient(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor | None,
+        inverse: Tensor,
+        beside: Tensor | None,
+        *,
+        added: float = 0.0,
+    ) -> Tensor:
+        """The gradient of `norm`'s x (R, C) from that of its output, plus `beside` (R, C), rounded once.
+
+        Args:
+            grad: of the output.
+            x, weight, added: as in `norm`.
+            mean, inverse: what it gave.
+            beside: what else flows into the gradient of x.
+        """
+        gx = torch.empty_like(x)
+        self._functions["norm_gradient", x.dtype](
+            grad.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            added,
+            _or_none(mean),
+            inverse.data_ptr(),
+            _or_none(beside),
+            gx.data_ptr(),
+            *x.shape,
+            _threads(),
+        )
+        return gx
+
     def attend(self, qkv: Tensor, texts: Texts) -> Tensor:
         """(R, (H + 2 K) D) queries, keys and values side by side -> (R, H D); rows behind the queries are zero."""
         q, k, v = _places_of(qkv, texts)

@@ -97,6 +97,8 @@ TYPES: dict[str, tuple[Any, list[Any]]] = {  # once for each dtype
     "gelu_tanh_gradient": (None, [_P, _P, _P, _S, _I]),
     "gelu_gradient": (None, [_P, _P, _P, _S, _I]),
     "silu_gradient": (None, [_P, _P, _P, _S, _I]),
+    "norm": (None, [_P, _P, _P, _F, _F, _I, _P, _P, _P, _S, _S, _I]),
+    "norm_gradient": (None, [_P, _P, _P, _F, _P, _P, _P, _P, _S, _S, _I]),
     "attention_scratch": (_S, [_S, _S, _S]),
     "attend": (None, [_P, _P, _S, _S, _P, _S, _I]),
     "attend_gradient": (None, [_P, _P, _S, _P, _P, _P, _P, _S, _P, _S, _I]),

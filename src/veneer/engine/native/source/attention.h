@@ -2,32 +2,7 @@
 
    Each text and key-value head is a task of its own. Its numbers are small: they are widened into a scratch, where
    scores, probabilities and gradients stay, and only rows are written. Probabilities are computed again for the
-   gradient, so that nothing is kept.
-
-   A text's queries are rows q_first[t] to q_first[t + 1] - 1 of q, its keys and values rows k_first[t] to
-   k_first[t + 1] - 1 of k and v, or those that `row` names for these numbers. H heads stand side by side in a row of q,
-   K in one of k and v, D numbers each. */
-
-typedef struct {
-    const REAL *q, *k, *v;
-    size ldq, ldk;
-    const int32_t *q_first, *k_first, *row; /* row may be NULL; where a gradient is wanted it is */
-    size texts, heads, kv_heads, D;
-    float scaling;
-    int causal;  /* a query sees what stands before it and itself: the queries are those of a text's last tokens */
-    size before; /* and no more than so many before it */
-} FN(Texts);
-
-/* One text's m queries from row q on, its n keys and values from row k on, and a key-value head; the longest text, which
-   is the last, comes first. */
-typedef struct {
-    size q, k, m, n, head;
-} FN(Task);
-static FN(Task) FN(task_of)(const FN(Texts) *t, size number) {
-    size text = t->texts - 1 - number / t->kv_heads, q = t->q_first[text], k = t->k_first[text];
-    FN(Task) found = {q, k, t->q_first[text + 1] - q, t->k_first[text + 1] - k, number % t->kv_heads};
-    return found;
-}
+   gradient, so that nothing is kept. */
 
 /* (n, ld) -> (ld, ldto), ldto the next multiple of LANES; `from` gets rows of zeros up to there. */
 static void FN(turn)(float *from, size ld, size n, float *to, size ldto) {
@@ -119,7 +94,11 @@ static void FN(turned)(size n, size d, size m, const float *a, size lda, const f
 /* Floats of scratch that one thread wants for texts of up to so many queries and keys. */
 size FN(attention_scratch)(size queries, size keys, size D) {
     size m = up_to_lanes(queries), n = up_to_lanes(keys), d = up_to_lanes(D);
-    return (2 * m + most(m, n) + 5 * n) * d + 2 * m * n;
+    size floats = (2 * m + most(m, n) + 5 * n) * d + 2 * m * n;
+#ifdef WITH_AMX
+    floats = most(floats, amx_attention_floats(queries, keys, D));
+#endif
+    return floats;
 }
 
 /* out (rows, ldo): the texts' tokens; the rows from q_first[texts] on are set to zero. */
@@ -128,9 +107,20 @@ void FN(attend)(const FN(Texts) *t, REAL *out, size ldo, size rows, float *scrat
     for (size row = t->q_first[t->texts]; row < rows; row++) memset(out + row * ldo, 0, t->heads * t->D * sizeof(REAL));
     PARALLEL(threads) {
         float *mine = scratch + THREAD * floats;
+#ifdef WITH_AMX
+        TileShapes before;
+        int tiles = t->D % PAIRS_OF == 0 && amx_allowed();
+        if (tiles) amx_enter(&before);
+#endif
 #pragma omp for schedule(dynamic, 1)
         for (size task = 0; task < tasks; task++) {
             FN(Task) at = FN(task_of)(t, task);
+#ifdef WITH_AMX
+            if (tiles && at.m >= FEWEST) {
+                amx_attend(t, &at, out, ldo, (char *)mine);
+                continue;
+            }
+#endif
             size q0 = at.q, k0 = at.k, m = at.m, n = at.n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at.head;
             float *q = mine, *v = q + mp * d, *k = v + np * d, *turned = k + np * d, *s = turned + d * np, *o = s + m * np;
             FN(widen_keys)(t, t->k + head * t->D, k0, n, k, d);
@@ -144,6 +134,9 @@ void FN(attend)(const FN(Texts) *t, REAL *out, size ldo, size rows, float *scrat
                 FN(narrow)(o, d, m, t->D, 1.0f, out + q0 * ldo + h * t->D, ldo);
             }
         }
+#ifdef WITH_AMX
+        if (tiles) amx_leave(&before);
+#endif
     }
 }
 
@@ -156,9 +149,20 @@ void FN(attend_gradient)(const FN(Texts) *t, const REAL *grad, size ldo, REAL *g
     size d = up_to_lanes(t->D), times = t->heads / t->kv_heads, tasks = t->texts * t->kv_heads;
     PARALLEL(threads) {
         float *mine = scratch + THREAD * floats;
+#ifdef WITH_AMX
+        TileShapes before;
+        int tiles = t->D % PAIRS_OF == 0 && amx_allowed();
+        if (tiles) amx_enter(&before);
+#endif
 #pragma omp for schedule(dynamic, 1)
         for (size task = 0; task < tasks; task++) {
             FN(Task) at = FN(task_of)(t, task);
+#ifdef WITH_AMX
+            if (tiles && at.m >= FEWEST_OF_GRADIENT) {
+                amx_attend_gradient(t, &at, grad, ldo, gq, gk, gv, (char *)mine);
+                continue;
+            }
+#endif
             size q0 = at.q, k0 = at.k, m = at.m, n = at.n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at.head;
             float *q = mine, *k = q + mp * d, *g = k + np * d, *of = g + mp * d, *kt = of + most(mp, np) * d;
             float *vt = kt + d * np, *sum_k = vt + d * np, *sum_v = sum_k + np * d, *s = sum_v + np * d, *ds = s + m * np;
@@ -186,5 +190,8 @@ void FN(attend_gradient)(const FN(Texts) *t, const REAL *grad, size ldo, REAL *g
             FN(narrow)(sum_k, d, n, t->D, 1.0f, gk + k0 * t->ldk + head * t->D, t->ldk);
             FN(narrow)(sum_v, d, n, t->D, 1.0f, gv + k0 * t->ldk + head * t->D, t->ldk);
         }
+#ifdef WITH_AMX
+        if (tiles) amx_leave(&before);
+#endif
     }
 }

@@ -14,6 +14,7 @@
 #define TEXT(x) #x
 #define PARALLEL(threads) _Pragma(TEXT(omp parallel num_threads(threads)))
 #define BARRIER _Pragma("omp barrier")
+#define SUMS(...) _Pragma(TEXT(omp simd reduction(+ : __VA_ARGS__))) /* of the loop behind it, side by side */
 #define THREAD omp_get_thread_num()
 #define TEAM omp_get_num_threads()
 

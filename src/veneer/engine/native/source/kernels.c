@@ -8,6 +8,8 @@
 #define STORE store_f32
 #include "rows.h"
 #include "activations.h"
+#include "norms.h"
+#include "texts.h"
 #include "attention.h"
 #include "lora.h"
 #undef REAL
@@ -21,12 +23,15 @@
 #define STORE store_bf16
 #include "rows.h"
 #include "activations.h"
-#include "attention.h"
+#include "norms.h"
+#include "texts.h"
 #include "amx.h"
+#include "attention_amx.h"
 #include "frozen_amx.h"
 #include "lora_amx.h"
 #ifdef HAS_AMX
 #define WITH_AMX
 #endif
+#include "attention.h"
 #include "lora.h"
 #include "adapted_amx.h"
