@@ -11,14 +11,13 @@ This file knows tensors only. Shapes: T tokens, n inputs, m outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from veneer.engine.native import Kernels, Part, kernels
+from veneer.engine.native import NO_ADAPTERS, Adapters, Kernels, kernels
 
 __all__ = ["After", "FrozenLinear", "followed_product", "has_blocks"]
 
@@ -90,17 +89,17 @@ class FrozenLinear:
         return torch.mm(grad, W) if beside is None else torch.addmm(beside, grad, W)
 
     def adapted(
-        self, x: Tensor, bias: Tensor | None, residual: Tensor | None, parts: Sequence[Part] = ()
+        self, x: Tensor, bias: Tensor | None, residual: Tensor | None, adapters: Adapters = NO_ADAPTERS
     ) -> tuple[Tensor, Tensor | None] | None:
         """`product` and what adapters add, as one by the compiled kernels; None where they have none.
 
         `Kernels.frozen_forward` says what the arguments and the two tensors are.
         """
         compiled = self._kernels_for(x, bias, residual)
-        if compiled is None or (not parts and self._in_blocks_alone(len(x), turned=False)):
+        if compiled is None or (not adapters and self._in_blocks_alone(len(x), turned=False)):
             return None
         tiles, residual = self._in_tiles(compiled, turned=False), _contiguous(residual)
-        return compiled.frozen_forward(x.contiguous(), tiles, bias, residual, parts)
+        return compiled.frozen_forward(x.contiguous(), tiles, bias, residual, adapters)
 
     def adapted_gradient(
         self,
@@ -108,17 +107,17 @@ class FrozenLinear:
         beside: Tensor | None,
         x: Tensor | None = None,
         h: Tensor | None = None,
-        parts: Sequence[Part] = (),
+        adapters: Adapters = NO_ADAPTERS,
     ) -> tuple[Tensor, list[Tensor]] | None:
         """`input_gradient` with adapters and the factors' gradients, as one by the kernels; None where there are none.
 
         `Kernels.frozen_backward` says what the arguments and the results are.
         """
         compiled = self._kernels_for(grad, beside)
-        if compiled is None or (not parts and self._in_blocks_alone(len(grad), turned=True)):
+        if compiled is None or (not adapters and self._in_blocks_alone(len(grad), turned=True)):
             return None
         tiles, beside = self._in_tiles(compiled, turned=True), _contiguous(beside)
-        return compiled.frozen_backward(grad.contiguous(), tiles, beside, x, h, parts)
+        return compiled.frozen_backward(grad.contiguous(), tiles, beside, x, h, adapters)
 
     def _kernels_for(self, *tensors: Tensor | None) -> Kernels | None:
         """The compiled kernels, where they have products with this weight and tensors."""

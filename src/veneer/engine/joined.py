@@ -19,7 +19,7 @@ from torch import Tensor
 from veneer.engine.activations import Activation
 from veneer.engine.frozen import FrozenLinear
 from veneer.engine.gated import Gated
-from veneer.engine.native import Kernels, Part, kernels_for
+from veneer.engine.native import NO_ADAPTERS, Adapters, Kernels, Part, kernels_for
 from veneer.lora.int8 import Int8Weight
 
 __all__ = ["Joined", "Place", "Shape", "joined_of"]
@@ -52,7 +52,7 @@ class Joined:
     shape: Shape
     factors: tuple[Tensor, ...]
     kernels: Kernels | None = None
-    adapters: tuple[Part, ...] = ()
+    adapters: Adapters = NO_ADAPTERS
 
     @property
     def trained(self) -> bool:
@@ -148,20 +148,18 @@ def joined_of(
 ) -> Joined:
     """The product of a group with so many outputs in `dtype`, and of the adapters A_1, B_1, ... at their places."""
     shape = tuple(places), tuple(factor.shape[0] for factor in factors[::2])
-    compiled = _compiled(factors, dtype) if places else None
+    compiled = _compiled(factors, dtype)
     if compiled is None:
         A, B = _side_by_side(factors, places, outputs, dtype) if places else (None, None)
         return Joined(frozen, bias, A, B, shape, tuple(factors))
-    adapters = tuple(
-        Part(A.detach(), B.detach(), first, scaling)
-        for A, B, (first, _, scaling) in zip(factors[::2], factors[1::2], places, strict=True)
-    )
+    pairs = zip(factors[::2], factors[1::2], places, strict=True)
+    adapters = Adapters([Part(A.detach(), B.detach(), first, scaling) for A, B, (first, _, scaling) in pairs])
     return Joined(frozen, bias, None, None, shape, tuple(factors), compiled, adapters)
 
 
 def _compiled(factors: Sequence[Tensor], dtype: torch.dtype) -> Kernels | None:
     """The kernels for these factors: in bf16, where PyTorch's narrow products cost more than they compute."""
-    if dtype is not torch.bfloat16 or any(factor.dtype is not torch.float32 for factor in factors):
+    if not factors or dtype is not torch.bfloat16 or any(f.dtype is not torch.float32 for f in factors):
         return None
     return kernels_for(*factors)
 

@@ -12,6 +12,7 @@ Shapes: T tokens, n inputs, m outputs of a layer, M outputs of the group, r rank
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,24 +21,26 @@ from torch.autograd.function import once_differentiable
 
 from veneer.engine.frozen import FrozenLinear
 from veneer.engine.joined import Joined, Place, joined_of
+from veneer.engine.native import kernels
+from veneer.engine.slots import Slot, base_of, bias_of, can_be_joined, layer_in, made_of, pair_of, stamp
 from veneer.lora.dora import Dora
 from veneer.lora.int8 import Int8Linear, Int8Weight
-from veneer.lora.layers import Layout, LoraLinear, layout_of
+from veneer.lora.layers import Layout, layout_of
 
 __all__ = ["LinearGroup", "Slot"]
 
 _FACTORS = 3  # where the factors begin among the arguments of the autograd function
 
-
-Slot = tuple[nn.Module, str]
-"""Where a layer hangs: its parent and its name there. Attaching an adapter puts another object into the slot."""
+_Columns = tuple[int, int] | None
+"""First and end of the outputs that are wanted; None: all."""
 
 
 class LinearGroup:
     """Layers that read the same input, as one product.
 
     The slots are looked into on each call, so attaching, switching, merging or training adapters needs no rebuilding;
-    only the weights' place in memory is arranged once.
+    only the weights' place in memory is arranged once, and a product is handed out again while all that it is made of
+    is what it was.
 
     Attributes:
         slots: where the layers hang.
@@ -49,16 +52,17 @@ class LinearGroup:
         self.in_blocks = True
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
-        self._frozen: dict[tuple[int, int] | None, FrozenLinear | Int8Weight] = {}
+        self._frozen: dict[_Columns, FrozenLinear | Int8Weight] = {}
+        self._kept: dict[tuple[torch.dtype, _Columns], tuple[tuple[Any, ...], Joined]] = {}
 
     @property
     def layers(self) -> list[nn.Module]:
         """What hangs in the slots now."""
-        return [getattr(parent, name) for parent, name in self.slots]
+        return [layer_in(slot) for slot in self.slots]
 
     def forget_(self) -> None:
         """Let go of the weights that were arranged; the next call arranges what is there then."""
-        self._block, self._stamp, self._frozen = None, (), {}
+        self._block, self._stamp, self._frozen, self._kept = None, (), {}, {}
 
     def ready(self) -> bool:
         """Whether a call can run as a group now.
@@ -66,20 +70,7 @@ class LinearGroup:
         It can with at most one active adapter a layer, of low rank (DoRA's is not), no dropout before it, frozen
         weights below it (all of them in int8, or none), and nobody's hook on the layers.
         """
-        if len({isinstance(_base_of(layer), Int8Linear) for layer in self.layers}) > 1:
-            return False
-        for layer in self.layers:
-            base = _base_of(layer)
-            if layout_of(base) not in (Layout.LINEAR, Layout.CONV1D) or any(_hooks(m) for m in (layer, base)):
-                return False
-            if torch.is_grad_enabled() and any(p.requires_grad for p in base.parameters()):
-                return False
-            if isinstance(layer, LoraLinear):
-                if len(layer.active) > 1 or any(isinstance(layer.pair(name), Dora) for name in layer.active):
-                    return False
-                if layer.training and any(layer.pair(name).settings.dropout > 0 for name in layer.active):
-                    return False
-        return True
+        return can_be_joined(self.layers)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, columns: slice | None = None) -> Tensor:
         """(T, n) -> (T, M): the layers' outputs side by side, plus `residual` (T, M) where one is given.
@@ -92,22 +83,43 @@ class LinearGroup:
     def joined(self, dtype: torch.dtype, columns: slice | None = None) -> Joined:
         """The group's product as it is now, for inputs of this dtype."""
         layers = self.layers
-        bases = [_base_of(layer) for layer in layers]
+        bases = [base_of(layer) for layer in layers]
+        bias = _joined_bias(bases, dtype)
+        bias = None if bias is None else bias if columns is None else bias[columns]
+        which = dtype, None if columns is None else (columns.start, columns.stop)
+        if which in self._kept:
+            made, joined = self._kept[which]
+            if made == made_of(layers) and (joined.kernels is None or joined.kernels is kernels()):
+                return joined if joined.bias is bias else replace(joined, bias=bias)
+            self._kept = {}  # what was made of the same weights for others neither stands
+        joined = self._joined_now(layers, bases, bias, dtype, columns)
+        if joined.A is None and all(isinstance(factor, nn.Parameter) for factor in joined.factors):
+            now = made_of(layers)
+            if now is not None:
+                self._kept[which] = now, joined
+        return joined
+
+    def _joined_now(
+        self,
+        layers: Sequence[nn.Module],
+        bases: Sequence[Any],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        columns: slice | None,
+    ) -> Joined:
+        """`joined`, made anew."""
         frozen = self._frozen_linear(bases, columns)
-        sizes = [layout_of(base).sizes(base)[1] for base in bases]  # type: ignore[union-attr]
         factors: list[Tensor] = []
         parts: list[Place] = []
         start = 0
-        for layer, size in zip(layers, sizes, strict=True):
-            if isinstance(layer, LoraLinear) and layer.active:
-                pair = layer.pair(layer.active[0])
+        for layer, size in zip(layers, _outputs(bases), strict=True):
+            pair = pair_of(layer)
+            if pair is not None:
                 assert not isinstance(pair, Dora)  # `ready` says no
                 factors += pair.factors()
                 parts.append((start, size, pair.settings.scaling))
             start += size
-        bias = _biases([base.bias for base in bases], sizes, dtype)
         if columns is not None:
-            bias = None if bias is None else bias[columns]
             factors, parts = _cut(factors, parts, columns)
             start = columns.stop - columns.start
         return joined_of(frozen, bias, factors, parts, start, dtype)
@@ -121,7 +133,7 @@ class LinearGroup:
             weight = torch.cat([base.weight.detach() for base in bases], dim=1 if transposed else 0)
             weight = weight if columns is None else weight[:, columns] if transposed else weight[columns]
             return FrozenLinear(weight, transposed=transposed, keep=False)
-        if _stamp([base.weight for base in bases]) != self._stamp:
+        if stamp([base.weight for base in bases]) != self._stamp:
             self._arrange_(bases, 1 if transposed else 0)
         key = None if columns is None else (columns.start, columns.stop)
         if key not in self._frozen:
@@ -134,7 +146,7 @@ class LinearGroup:
 
     def _frozen_int8(self, bases: Sequence[Int8Linear], columns: slice | None) -> Int8Weight:
         """The same for weights that are held in int8."""
-        if _stamp([base.values for base in bases]) != self._stamp:
+        if stamp([base.values for base in bases]) != self._stamp:
             self._arrange_int8_(bases)
         whole = self._frozen[None]
         assert isinstance(whole, Int8Weight)
@@ -153,7 +165,7 @@ class LinearGroup:
             for base, part in zip(bases, parts, strict=True):
                 base.values.data = part
         self._block, self._frozen = None, {None: whole}
-        self._stamp = _stamp([base.values for base in bases])
+        self._stamp = stamp([base.values for base in bases])
 
     @torch.inference_mode(False)  # what a prediction arranges, training has to be able to use
     @torch.no_grad()
@@ -166,32 +178,28 @@ class LinearGroup:
             for base, part in zip(bases, self._block.split(sizes, dim=axis), strict=True):
                 base.weight.data = part
         self._frozen = {}
-        self._stamp = _stamp([base.weight for base in bases])
+        self._stamp = stamp([base.weight for base in bases])
 
 
-def _stamp(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What changes when a tensor does: its place, its dtype, or the count of its changes in place."""
-    return tuple((id(t), t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
+def _outputs(bases: Sequence[Any]) -> list[int]:
+    """m of each layer."""
+    return [layout_of(base).sizes(base)[1] for base in bases]  # type: ignore[union-attr]
 
 
-def _biases(biases: Sequence[Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+def _joined_bias(bases: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
     """(M,) the layers' biases as they are now, for an adapter may bring its own; None without any."""
+    biases = [bias_of(base) for base in bases]
     there = [bias for bias in biases if bias is not None]
     if not there:
         return None
-    if len(biases) == 1:
-        return there[0].to(dtype)
-    return torch.cat(
-        [there[0].new_zeros(n) if bias is None else bias for bias, n in zip(biases, sizes, strict=True)]
-    ).to(dtype)
-
-
-def _base_of(layer: nn.Module) -> Any:
-    return layer.base_layer if isinstance(layer, LoraLinear) else layer
-
-
-def _hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    if len(biases) > 1:
+        if len(there) < len(biases):
+            there = [
+                there[0].new_zeros(n) if bias is None else bias
+                for bias, n in zip(biases, _outputs(bases), strict=True)
+            ]
+        return torch.cat(there).to(dtype)
+    return there[0] if there[0].dtype is dtype else there[0].to(dtype)
 
 
 def _cut(
@@ -203,7 +211,7 @@ def _cut(
     for (start, size, scaling), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
         low, high = max(start, columns.start), min(start + size, columns.stop)
         if low < high:
-            kept += [A, B[low - start : high - start]]
+            kept += [A, B if high - low == size else B[low - start : high - start]]
             places.append((low - columns.start, high - low, scaling))
     return kept, places
 

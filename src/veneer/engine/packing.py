@@ -77,14 +77,12 @@ class Layout:
     """Where each text of a packed row lies.
 
     Attributes:
-        lengths: tokens of each text, in packed order.
-        groups: the texts by length, for attention.
+        lengths: tokens of each text, in packed order, rising.
         cu_seqlens: (B + 1,) int32, the cumulative lengths, 0 first.
         derived: what a kind of attention made of this layout and needs in the next layer again.
     """
 
     lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
     cu_seqlens: Tensor
     derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -103,6 +101,15 @@ class Layout:
     def longest(self) -> int:
         """The tokens of the longest text."""
         return max(self.lengths)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The texts by length, for attention; made when they are asked for, since the compiled one asks for none."""
+        ends, device = np.cumsum(np.asarray(self.lengths, dtype=np.int64)), self.cu_seqlens.device
+        return tuple(
+            _group(self.lengths[begin:end], int(ends[begin]) - self.lengths[begin], device)
+            for begin, end in _divided(self.lengths)
+        )
 
     @cached_property
     def first(self) -> Tensor:
@@ -166,19 +173,11 @@ class PackedBatch:
         """The same batch on another device."""
         if torch.device(device) == self.input_ids.device:
             return self
-        groups = tuple(
-            Group(g.start, g.end, g.n, g.longest, *(_to(t, device) for t in (g.gather, g.valid, g.padding)))
-            for g in self.layout.groups
-        )
-        layout = Layout(self.layout.lengths, groups, self.layout.cu_seqlens.to(device))
-        types = _to(self.token_type_ids, device)
+        layout = Layout(self.layout.lengths, self.layout.cu_seqlens.to(device))
+        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
         return PackedBatch(
             self.input_ids.to(device), self.position_ids.to(device), layout, self.order, token_type_ids=types
         )
-
-
-def _to(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
 
 
 def pack(
@@ -231,10 +230,7 @@ def layout_of(lengths: Sequence[int]) -> Layout:
     """
     ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
     cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    groups = tuple(
-        _group(lengths[begin:end], int(ends[begin]) - lengths[begin]) for begin, end in _divided(lengths)
-    )
-    return Layout(tuple(int(n) for n in lengths), groups, cu_seqlens)
+    return Layout(tuple(int(n) for n in lengths), cu_seqlens)
 
 
 def _divided(lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -255,7 +251,7 @@ def _divided(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return found[::-1]
 
 
-def _group(lengths: Sequence[int], start: int) -> Group:
+def _group(lengths: Sequence[int], start: int, device: torch.device) -> Group:
     n, tokens = len(lengths), int(sum(lengths))
     longest = -(-lengths[-1] // _GROUP_STEP) * _GROUP_STEP
     if lengths[0] == longest:
@@ -271,7 +267,7 @@ def _group(lengths: Sequence[int], start: int) -> Group:
         start + tokens,
         n,
         longest,
-        torch.from_numpy(gather),
-        torch.from_numpy(valid),
-        torch.from_numpy(~inside[:, None, :]),
+        torch.from_numpy(gather).to(device),
+        torch.from_numpy(valid).to(device),
+        torch.from_numpy(~inside[:, None, :]).to(device),
     )

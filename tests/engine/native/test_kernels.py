@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from veneer.engine.native import Kernels, Part, Texts, choose_kernels
+from veneer.engine.native import Adapters, Kernels, Part, Texts, choose_kernels
 from veneer.engine.native import build as building
 from veneer.engine.native import choice as choosing
 
@@ -393,16 +393,17 @@ def check_lora(
         x.abs(), y.abs(), grad.abs(), of_x.abs(), [replace(p, A=p.A.abs(), B=p.B.abs()) for p in given_parts]
     )
 
-    h = compiled.lora_forward(x, y, given_parts)
+    adapters = Adapters(given_parts)
+    h = compiled.lora_forward(x, y, adapters)
     assert near(y, exact, dtype, largest[0])
     alone = of_x.clone()
-    assert compiled.lora_backward(grad, None, None, alone, given_parts) == []
-    found = compiled.lora_backward(grad, x, h, of_x, given_parts)
+    assert compiled.lora_backward(grad, None, None, alone, adapters) == []
+    found = compiled.lora_backward(grad, x, h, of_x, adapters)
     assert near(of_x, of_exact, dtype, largest[1])
     assert torch.equal(alone, of_x)
     for of, exact_of, terms in zip(found, of_factors, largest[2], strict=True):
         assert near(of, exact_of, of_the_factors, terms)
-    without = compiled.lora_backward(grad, x, h, None, given_parts)
+    without = compiled.lora_backward(grad, x, h, None, adapters)
     assert all(torch.equal(a, b) for a, b in zip(found, without, strict=True))
 
 
@@ -453,9 +454,10 @@ def test_a_frozen_weight_with_its_adapters(
     wide_parts = [replace(p, A=p.A.abs(), B=p.B.abs()) for p in parts]
     largest = exact(*(t.abs() for t in of))
 
-    y, h = tiled.frozen_forward(x, tiled.frozen_tiles(given, transposed=transposed), bias, residual, parts)
+    adapters = Adapters(parts)
+    y, h = tiled.frozen_forward(x, tiled.frozen_tiles(given, transposed=transposed), bias, residual, adapters)
     of_x, factors = tiled.frozen_backward(
-        grad, tiled.frozen_tiles(given, transposed=not transposed), beside, x if parts else None, h, parts
+        grad, tiled.frozen_tiles(given, transposed=not transposed), beside, x if parts else None, h, adapters
     )
     assert (h is None) == (not parts)
     for found, exactly, terms in zip([y, of_x, *factors], wanted, largest, strict=True):
@@ -467,20 +469,21 @@ def test_a_frozen_weight_with_its_adapters(
 def test_the_number_of_rows_changes_no_row_of_a_frozen_product(tiled: Kernels) -> None:
     torch.manual_seed(0)
     tiles = tiled.frozen_tiles(torch.randn(64, 3072).bfloat16(), transposed=False)
-    x, part = torch.randn(304, 3072).bfloat16(), Part(torch.randn(16, 3072), torch.randn(64, 16), 0, 1.0)
-    whole, _ = tiled.frozen_forward(x, tiles, None, None, [part])
-    assert torch.equal(tiled.frozen_forward(x[:48], tiles, None, None, [part])[0], whole[:48])
+    x = torch.randn(304, 3072).bfloat16()
+    adapters = Adapters([Part(torch.randn(16, 3072), torch.randn(64, 16), 0, 1.0)])
+    whole, _ = tiled.frozen_forward(x, tiles, None, None, adapters)
+    assert torch.equal(tiled.frozen_forward(x[:48], tiles, None, None, adapters)[0], whole[:48])
 
 
 def test_the_same_bits_again(compiled: Kernels) -> None:
     torch.manual_seed(0)
-    part = Part(torch.randn(16, 700), torch.randn(900, 16), 0, 1.0)
+    adapters = Adapters([Part(torch.randn(16, 700), torch.randn(900, 16), 0, 1.0)])
     x, grad = torch.randn(300, 700).bfloat16(), torch.randn(300, 900).bfloat16()
     runs = []
     for _ in range(3):
         y = torch.zeros(300, 900, dtype=torch.bfloat16)
-        h = compiled.lora_forward(x, y, [part])
-        runs.append([y, h, *compiled.lora_backward(grad, x, h, None, [part])])
+        h = compiled.lora_forward(x, y, adapters)
+        runs.append([y, h, *compiled.lora_backward(grad, x, h, None, adapters)])
         if compiled.takes_frozen(64, 64):
             tiles = compiled.frozen_tiles(x[:64, :64].contiguous(), transposed=False)
             runs[-1].append(compiled.frozen_forward(grad[:, :64].contiguous(), tiles, None, None)[0])

@@ -13,9 +13,11 @@ from veneer.engine.native.choice import (
     use_kernels,
 )
 from veneer.engine.native.kernels import Kernels, fits
-from veneer.engine.native.signatures import Part, Texts
+from veneer.engine.native.signatures import NO_ADAPTERS, Adapters, Part, Texts
 
 __all__ = [
+    "NO_ADAPTERS",
+    "Adapters",
     "KernelChoice",
     "Kernels",
     "Part",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from veneer.engine.native.build import NotBuiltError, built
 from veneer.engine.native.kernels import Kernels, fits
-from veneer.engine.native.signatures import Part, Texts
+from veneer.engine.native.signatures import Adapters, Part, Texts
 from veneer.errors import ConfigError
 from veneer.naming import setting
 
@@ -141,14 +141,14 @@ def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "attention", found.attend(qkv, texts), torch.cat(by_text)
     A, B = x[:5, :60].contiguous(), x[:, 10:15].contiguous()
     y = torch.zeros(20, 20)
-    found.lora_forward(x, y, [Part(A, B, 0, 0.7)])
+    found.lora_forward(x, y, Adapters([Part(A, B, 0, 0.7)]))
     yield "LoRA product", y, 0.7 * (x @ A.t()) @ B.t()
     ones = torch.arange(64 * 64).remainder(7).eq(0).float().view(64, 64)
     A, B = ones[:5].contiguous(), ones[:, :5].contiguous()
-    x, part = ones.bfloat16(), Part(A, B, 0, 2.0)
+    x, adapters = ones.bfloat16(), Adapters([Part(A, B, 0, 2.0)])
     y, of_x = torch.zeros_like(x), torch.zeros_like(x)
-    h = found.lora_forward(x, y, [part])
-    of_A, of_B = found.lora_backward(x, x, h, of_x, [part])
+    h = found.lora_forward(x, y, adapters)
+    of_A, of_B = found.lora_backward(x, x, h, of_x, adapters)
     for given, expected in (
         (y, 2.0 * (ones @ A.t()) @ B.t()),
         (of_x, 2.0 * (ones @ B) @ A),
@@ -157,9 +157,9 @@ def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
     ):
         yield "LoRA product in bf16", given.float(), expected.to(given.dtype).float()
     if found.takes_frozen(64, 64):
-        y, _ = found.frozen_forward(x, found.frozen_tiles(x, transposed=False), x[0], x, [part])
+        y, _ = found.frozen_forward(x, found.frozen_tiles(x, transposed=False), x[0], x, adapters)
         expected = ones @ ones.t() + ones[0] + ones + 2.0 * (ones @ A.t()) @ B.t()
         yield "product with a frozen weight", y.float(), expected.bfloat16().float()
-        of_x, _ = found.frozen_backward(x, found.frozen_tiles(x, transposed=True), x, parts=[part])
+        of_x, _ = found.frozen_backward(x, found.frozen_tiles(x, transposed=True), x, adapters=adapters)
         expected = ones @ ones + ones + 2.0 * (ones @ B) @ A
         yield "gradient through a frozen weight", of_x.float(), expected.bfloat16().float()

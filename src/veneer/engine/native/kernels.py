@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from veneer.engine.native.signatures import (
     LANES,
+    NO_ADAPTERS,
     TYPES,
     TYPES_OF_FROZEN,
     TYPES_OF_ROOM,
-    Part,
+    Adapters,
     Texts,
-    parts_given,
     texts_given,
 )
 
@@ -33,6 +33,7 @@ __all__ = ["Kernels", "fits"]
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _FROZEN_STEP = 32  # of a weight's inputs and outputs
+_SHAPES = 4096  # of products, whose sizes of scratch are remembered
 
 
 def fits(x: Tensor) -> bool:
@@ -57,6 +58,7 @@ class Kernels:
         if hasattr(library, "frozen_possible") and library.frozen_possible():
             self._frozen = {name: _function(library, name, types) for name, types in TYPES_OF_FROZEN.items()}
         self._room = _Room()
+        self._sizes = lru_cache(maxsize=_SHAPES)(self._sizes_of)
 
     def value(self, name: str, x: Tensor) -> Tensor:
         """An activation of x, of any shape: "gelu", "gelu_tanh", "silu"."""
@@ -220,18 +222,17 @@ class Kernels:
         floats = wanted(texts.longest_q, texts.longest_k, texts.size)
         return self._room.floats("own", floats * threads), floats, threads
 
-    def lora_forward(self, x: Tensor, y: Tensor, parts: Sequence[Part]) -> Tensor:
-        """Add to y (R, N) what the parts make of x (R, n); -> (R, L) fp32, x A^T of each, for `lora_backward`."""
+    def lora_forward(self, x: Tensor, y: Tensor, adapters: Adapters) -> Tensor:
+        """Add to y (R, N) what the adapters make of x (R, n); -> (R, L) fp32, x A^T of each, for `lora_backward`."""
         (M, K), N = x.shape, y.shape[1]
-        given, ld = parts_given(parts, None)
-        h = torch.empty(M, ld)
+        h = torch.empty(M, adapters.width)
         self._functions["lora_forward", x.dtype](
-            x.data_ptr(), y.data_ptr(), *self._shared_by_all(M, K, N, given, h, ld)
+            x.data_ptr(), y.data_ptr(), *self._shared_by_all(M, K, N, adapters.given, h, adapters.width)
         )
         return h
 
     def lora_backward(
-        self, grad: Tensor, x: Tensor | None, h: Tensor | None, of_x: Tensor | None, parts: Sequence[Part]
+        self, grad: Tensor, x: Tensor | None, h: Tensor | None, of_x: Tensor | None, adapters: Adapters
     ) -> list[Tensor]:
         """From the gradient of y (R, N): that of x is added to `of_x` (R, n); -> those of A_1, B_1, A_2, ..., in fp32.
 
@@ -239,12 +240,11 @@ class Kernels:
             grad: of y.
             x, h: what `lora_forward` was given and gave; None: the factors' gradients are not wanted, and none come.
             of_x: None: not wanted.
-            parts: as in `lora_forward`.
+            adapters: as in `lora_forward`.
         """
         M, N = grad.shape
-        K = parts[0].A.shape[1]
-        found = [] if x is None else _like_factors(parts)
-        given, ld = parts_given(parts, found)
+        K, ld = adapters.parts[0].A.shape[1], adapters.width
+        given, found = _with_gradients(adapters, x)
         u = self._room.floats("u", M * ld)
         self._functions["lora_backward", grad.dtype](
             grad.data_ptr(),
@@ -272,21 +272,21 @@ class Kernels:
         tiles: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
-        parts: Sequence[Part] = (),
+        adapters: Adapters = NO_ADAPTERS,
     ) -> tuple[Tensor, Tensor | None]:
-        """x (R, n) bf16 -> x W^T + bias (N,) + residual (R, N) + what the parts make of x, rounded once; and x A^T.
+        """x (R, n) bf16 -> x W^T + bias (N,) + residual (R, N) + what adapters make of x, rounded once; and x A^T.
 
         Args:
             tiles: W (N, n), of `frozen_tiles`.
-            parts: as in `lora_forward`, which says what the second is; None without any.
+            adapters: as in `lora_forward`, which says what the second is; None without any.
         """
         (M, K), N = x.shape, tiles.shape[0]
-        given, ld = parts_given(parts, None)
-        if M % LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
+        given, ld = adapters.given, adapters.width
+        if M % LANES or not self._frozen["frozen_takes"](M, K, given, len(given)):
             more = None if residual is None else _filled(residual)
             y = self.frozen_forward(_filled(x), tiles, bias, more)[0][:M]
-            return y, self.lora_forward(x, y, parts) if parts else None
-        y, h = x.new_empty(M, N), torch.empty(M, ld) if parts else None
+            return y, self.lora_forward(x, y, adapters) if ld else None
+        y, h = x.new_empty(M, N), torch.empty(M, ld) if ld else None
         self._frozen["frozen_forward"](
             x.data_ptr(),
             tiles.data_ptr(),
@@ -304,23 +304,22 @@ class Kernels:
         beside: Tensor | None,
         x: Tensor | None = None,
         h: Tensor | None = None,
-        parts: Sequence[Part] = (),
+        adapters: Adapters = NO_ADAPTERS,
     ) -> tuple[Tensor, list[Tensor]]:
-        """From the gradient of y (R, N) bf16 of `frozen_forward`: that of x (R, n) plus `beside`, and the parts'.
+        """From the gradient of y (R, N) bf16 of `frozen_forward`: that of x (R, n) plus `beside`, and the factors'.
 
         Args:
             grad: of y.
             tiles: W^T (n, N), of `frozen_tiles`.
             beside: (R, n) what else flows into the gradient of x.
-            x, h, parts: as in `lora_backward`, which says what is returned for them.
+            x, h, adapters: as in `lora_backward`, which says what is returned for them.
         """
-        (M, N), K = grad.shape, tiles.shape[0]
-        found = [] if x is None else _like_factors(parts)
-        given, ld = parts_given(parts, found)
-        if M % LANES or not self._frozen["frozen_takes"](M, K, given, len(parts)):
+        (M, N), K, ld = grad.shape, tiles.shape[0], adapters.width
+        if M % LANES or not self._frozen["frozen_takes"](M, K, adapters.given, len(adapters)):
             more = None if beside is None else _filled(beside)
             of_x = self.frozen_backward(_filled(grad), tiles, more)[0][:M]
-            return of_x, self.lora_backward(grad, x, h, of_x, parts) if parts else []
+            return of_x, self.lora_backward(grad, x, h, of_x, adapters) if ld else []
+        given, found = _with_gradients(adapters, x)
         of_x, u = grad.new_empty(M, K), self._room.floats("u", M * ld)
         self._frozen["frozen_backward"](
             grad.data_ptr(),
@@ -347,19 +346,25 @@ class Kernels:
 
         Args:
             M, K, N: rows, inputs and outputs.
-            given: the parts, of `parts_given`.
+            given: the adapters', of `Adapters`.
             narrow: (M, L) fp32, x A^T of `lora_forward` or the gradient of it.
             ld: L.
             frozen: rows, inputs and outputs of the frozen weight's product, where it is one with them.
         """
         threads = _threads()
+        for_all, floats = self._sizes(M, K, N, ld, frozen, threads)
+        shared, scratch = self._room.floats("shared", for_all), self._room.floats("own", floats * threads)
+        places = shared.data_ptr(), scratch.data_ptr()
+        return M, K, N, given, len(given), _or_none(narrow), ld, *places, floats, threads
+
+    def _sizes_of(
+        self, M: int, K: int, N: int, ld: int, frozen: tuple[int, int, int] | None, threads: int
+    ) -> tuple[int, int]:
+        """Floats that all threads share, and floats of each, for `_shared_by_all`'s arguments."""
         floats = self._wanted["lora_floats"](M, K, N, ld)
         if frozen is not None:
             floats = max(floats, self._frozen["frozen_floats"](*frozen, threads))
-        shared = self._room.floats("shared", self._wanted["lora_shared"](M, K, N, ld))
-        scratch = self._room.floats("own", floats * threads)
-        places = shared.data_ptr(), scratch.data_ptr()
-        return M, K, N, given, len(given), _or_none(narrow), ld, *places, floats, threads
+        return self._wanted["lora_shared"](M, K, N, ld), floats
 
 
 class _Room(threading.local):
@@ -383,9 +388,9 @@ def _function(library: ctypes.CDLL, name: str, types: tuple[Any, list[Any]]) -> 
     return function
 
 
-def _like_factors(parts: Sequence[Part]) -> list[Tensor]:
-    """Room for the gradients of A_1, B_1, A_2, ..."""
-    return [torch.empty_like(f) for part in parts for f in (part.A, part.B)]
+def _with_gradients(adapters: Adapters, x: Tensor | None) -> tuple[Any, list[Tensor]]:
+    """`Adapters.with_gradients`; without an `x` none are wanted."""
+    return (adapters.given, []) if x is None else adapters.with_gradients()
 
 
 def _filled(x: Tensor) -> Tensor:

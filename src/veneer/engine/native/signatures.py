@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "LANES",
+    "NO_ADAPTERS",
     "TYPES",
     "TYPES_OF_FROZEN",
     "TYPES_OF_ROOM",
+    "Adapters",
     "Part",
     "Texts",
-    "parts_given",
     "texts_given",
 ]
 
@@ -141,14 +143,37 @@ def texts_given(q: int, k: int, v: int, ldq: int, ldk: int, texts: Texts) -> _Te
     )
 
 
-def parts_given(parts: Sequence[Part], found: Sequence[Tensor] | None) -> tuple[Any, int]:
-    """The parts as the kernels take them, with places for their gradients, and L."""
-    given, at = (_Part * len(parts))(), 0
-    for i, part in enumerate(parts):
-        of_A, of_B = (found[2 * i].data_ptr(), found[2 * i + 1].data_ptr()) if found else (None, None)
-        outputs, r = part.B.shape
-        given[i] = _Part(
-            part.A.data_ptr(), part.B.data_ptr(), of_A, of_B, r, part.start, outputs, at, part.scaling
-        )
-        at += -(-r // LANES) * LANES
-    return given, at
+class Adapters:
+    """The adapters of a group as the kernels take them: made once for many calls.
+
+    It has their factors, so that these stay; whoever moves one in memory has to make another.
+
+    Attributes:
+        parts: them.
+        width: L.
+        given: the same as an array of the kernels' structures.
+    """
+
+    def __init__(self, parts: Sequence[Part] = ()) -> None:
+        self.parts = tuple(parts)
+        self.given, self.width = (_Part * len(self.parts))(), 0
+        for i, part in enumerate(self.parts):
+            outputs, r = part.B.shape
+            places = part.A.data_ptr(), part.B.data_ptr(), None, None
+            self.given[i] = _Part(*places, r, part.start, outputs, self.width, part.scaling)
+            self.width += -(-r // LANES) * LANES
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def with_gradients(self) -> tuple[Any, list[Tensor]]:
+        """The array with places for the gradients, and these: of A_1, B_1, A_2, ..., with whatever stands in them."""
+        given, found = type(self.given).from_buffer_copy(self.given), []
+        for structure, part in zip(given, self.parts, strict=True):
+            of_A, of_B = torch.empty_like(part.A), torch.empty_like(part.B)
+            structure.of_A, structure.of_B = of_A.data_ptr(), of_B.data_ptr()
+            found += [of_A, of_B]
+        return given, found
+
+
+NO_ADAPTERS = Adapters()
