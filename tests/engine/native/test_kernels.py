@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from veneer.engine.native import Adapters, Kernels, Part, Texts, choose_kernels
 from veneer.engine.native import build as building
 from veneer.engine.native import choice as choosing
+from veneer.engine.threads import own_threads
 
 
 @pytest.fixture(scope="module", params=["native", "x86-64-v3"])
@@ -473,6 +474,29 @@ def test_the_number_of_rows_changes_no_row_of_a_frozen_product(tiled: Kernels) -
     adapters = Adapters([Part(torch.randn(16, 3072), torch.randn(64, 16), 0, 1.0)])
     whole, _ = tiled.frozen_forward(x, tiles, None, None, adapters)
     assert torch.equal(tiled.frozen_forward(x[:48], tiles, None, None, adapters)[0], whole[:48])
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(48, 64, 224), (272, 3104, 96), (304, 192, 576), (912, 96, 96)]
+)
+def test_the_number_of_threads_changes_no_frozen_product(
+    tiled: Kernels, rows: int, inputs: int, outputs: int
+) -> None:
+    """Threads have columns of their own, or with many rows rows: some have a block more than others, or none."""
+    torch.manual_seed(1)
+    W = torch.randn(outputs, inputs).bfloat16()
+    x, grad, residual = (torch.randn(rows, n).bfloat16() for n in (inputs, outputs, outputs))
+    parts = [Part(torch.randn(16, inputs), torch.randn(outputs, 16), 0, 1.0)] if inputs % 64 == 0 else []
+    runs = []
+    with own_threads():
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            forward, back = (tiled.frozen_tiles(W, transposed=t) for t in (False, True))
+            y, h = tiled.frozen_forward(x, forward, None, residual, Adapters(parts))
+            of_x, factors = tiled.frozen_backward(grad, back, None, x if parts else None, h, Adapters(parts))
+            runs.append([y, of_x, *factors])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
 
 
 def test_the_same_bits_again(compiled: Kernels) -> None:

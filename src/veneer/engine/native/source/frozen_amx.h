@@ -1,8 +1,8 @@
 /* Products with a frozen weight that was laid into tiles once, for bf16 with AMX; see amx.h.
 
    A weight (N, K) stands as N / 32 panels of K / 32 times two tiles of pairs: 32 inputs of 16 outputs, and of the 16
-   outputs behind them. A thread has panels of its own, so that each is read from memory once, and fetches the next one
-   while it computes. Some steps of a panel stay in the first cache for all rows; the rows' own pass it by. Sums run over
+   outputs behind them. A thread has panels of its own, so that each is read from memory once, or with many rows, which then
+   are more to read, rows of its own; it fetches the next panel while it computes. Some steps of a panel stay in the first cache for all rows; the rows' own pass it by. Sums run over
    the inputs in order, whatever M and the number of threads are. */
 
 #ifdef HAS_AMX
@@ -59,17 +59,41 @@ void frozen_tiles(const bf16 *w, int transposed, size N, size K, uint32_t *tiles
 static size parts_of(size K) { return (K / PAIRS_OF + LONGEST - 1) / LONGEST; }
 static size steps_of_part(size K) { return (K / PAIRS_OF + parts_of(K) - 1) / parts_of(K); }
 
-/* Rows at a time, a multiple of 32: about equal shares of M. */
+/* Rows at a time, a multiple of 32: about equal shares of M, of which none is more than `most_rows`. */
+static size most_rows(size K) {
+    size bytes = steps_of_part(K) * PAIRS_OF * sizeof(bf16);
+    return most(ROOM_OF_X / bytes / PANEL, 1) * PANEL;
+}
 static size rows_at_a_time(size M, size K) {
-    size bytes = steps_of_part(K) * PAIRS_OF * sizeof(bf16), blocks = (M + PANEL - 1) / PANEL;
-    size most_blocks = most(ROOM_OF_X / bytes / PANEL, 1), times = (blocks + most_blocks - 1) / most_blocks;
-    return (blocks + times - 1) / times * PANEL;
+    size blocks = (M + PANEL - 1) / PANEL, most_blocks = most_rows(K) / PANEL;
+    size times = (blocks + most_blocks - 1) / most_blocks;
+    return times ? (blocks + times - 1) / times * PANEL : PANEL;
 }
 
-/* Floats of scratch for each thread, of which none has more than its share of N in multiples of 64 columns. */
+/* What one thread computes of a product (M, N): rows from `top` to `bottom` - 1, columns from `first` to `end` - 1. */
+typedef struct {
+    size top, bottom, first, end;
+} Region;
+
+/* Whether threads have rows of their own, and not columns; measured. */
+INLINE int by_rows(size M, size N) { return M >= 256 + N / 12; }
+
+static Region region_of(size M, size N, size part, size parts) {
+    Region r = {0, M, 0, N};
+    if (by_rows(M, N))
+        share(M, LANES, part, parts, &r.top, &r.bottom);
+    else
+        share(N, PANEL, part, parts, &r.first, &r.end);
+    return r;
+}
+
+/* Floats of scratch for each thread: no region has more rows or columns than these. */
 size frozen_floats(size M, size K, size N, int threads) {
-    size shares = (N + 2 * PANEL - 1) / (2 * PANEL), rows = rows_at_a_time(M, K);
-    return rows * (parts_of(K) > 1 ? (shares + threads - 1) / threads * 2 * PANEL : PANEL);
+    int rows_apart = by_rows(M, N);
+    size rows = rows_apart ? (M + LANES * threads - 1) / (LANES * threads) * LANES : M;
+    size columns = rows_apart ? N : (N + PANEL * threads - 1) / (PANEL * threads) * PANEL;
+    rows = least((rows + PANEL - 1) / PANEL * PANEL, most_rows(K));
+    return rows * (parts_of(K) > 1 ? columns : PANEL);
 }
 
 /* Four tiles of sums, for the rows and columns of y from `top` and `n` on: rows from `row` to `rows` - 1 are still to be
@@ -171,17 +195,19 @@ INLINE void add_beside(const Beside *beside, int count, size n, size i, int both
     }
 }
 
-/* The columns from `first` to `end` - 1 of the product (M, N) of x (M, K), and of what stands `beside`; M is a multiple
-   of 16, the columns of 32. For one thread, which has entered the tiles; `scratch` as `frozen_floats` says.
+/* A region of the product (M, N) of x (M, K), and of what stands `beside`; its rows are a multiple of 16, the columns of
+   32. For one thread, which has entered the tiles; `scratch` as `frozen_floats` says.
 
    Sums that are not whole are kept: of all its panels where x is too long for the L2 cache, else of one. */
-static void amx_product(const bf16 *x, const Frozen *w, size M, size K, size N, const Beside *beside, int count,
-                        size first, size end, float *scratch) {
+static void amx_product(const bf16 *x, const Frozen *w, size K, size N, const Beside *beside, int count,
+                        const Region *region, float *scratch) {
     float sums[2][PANEL_NUMBERS] __attribute__((aligned(64)));
     Leaving leaving = {0};
     WRITTEN;
-    size parts = parts_of(K), whole = steps_of_part(K), at_a_time = rows_at_a_time(M, K), turn = 0;
-    for (size top = 0; top < M; top += at_a_time)
+    size parts = parts_of(K), whole = steps_of_part(K), turn = 0;
+    size first = region->first, end = region->end, M = region->bottom;
+    size at_a_time = rows_at_a_time(M - region->top, K);
+    for (size top = region->top; top < M; top += at_a_time)
         for (size part = 0; part < parts; part++)
             for (size n = first; n < end; n += PANEL) {
                 size begin = part * whole, stop = least(begin + whole, K / PAIRS_OF), rows = least(at_a_time, M - top);

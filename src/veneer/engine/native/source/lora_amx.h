@@ -184,7 +184,13 @@ static void amx_lora_forward(const bf16 *x, const Frozen *frozen, bf16 *y, size 
             column += steps * PAIRS_OF;
             tiles += part->outputs / LANES * steps * TILE_NUMBERS;
         }
-        if (frozen) amx_product(x, frozen, M, K, N, beside, count, first, end, scratch + THREAD * floats);
+        if (frozen) {
+            Region region = region_of(M, N, THREAD, TEAM);
+            if (by_rows(M, N)) { /* then every thread wants all tiles of B */
+                BARRIER
+            }
+            amx_product(x, frozen, K, N, beside, count, &region, scratch + THREAD * floats);
+        }
         amx_leave(&before);
     }
 }
@@ -265,7 +271,8 @@ static void amx_lora_backward(const bf16 *g, const bf16 *x, const float *h, cons
         }
         if (frozen) {
             Beside beside = {0, K, rounded, width, of_A, width / PAIRS_OF};
-            amx_product(g, frozen, M, N, K, &beside, 1, first, end, scratch + THREAD * floats);
+            Region region = region_of(M, K, THREAD, TEAM);
+            amx_product(g, frozen, N, K, &beside, 1, &region, scratch + THREAD * floats);
         } else if (gx)
             amx_add(M, end - first, width / PAIRS_OF, rounded, width,
                     of_A + first / LANES * (width / PAIRS_OF) * TILE_NUMBERS, gx + first, K);
