@@ -33,8 +33,6 @@ _ROWS = 256  # tokens that the blocks are laid out for; other numbers are comput
 _PIECE = 384
 _PIECES_UP_TO = 1536
 
-_MANY_ROWS, _FEW_INPUTS = 1024, 512  # where oneDNN's products are faster than the kernels'; measured as well
-
 
 class FrozenLinear:
     """Products with a frozen W.
@@ -68,8 +66,13 @@ class FrozenLinear:
         return y if bias is None else y.add_(bias)
 
     def activated(self, x: Tensor, bias: Tensor | None, after: After) -> Tensor | None:
-        """x (T, n) -> (T, m): an activation of x W^T + bias (m,), rounded once; None where there is no such product."""
-        return followed_product(x.contiguous(), self._for_forward(), bias, after) if self._blocked else None
+        """x (T, n) -> (T, m): an activation of x W^T + bias (m,), rounded once; None where there is no such product.
+
+        Nor is there one where the compiled kernels have the product: theirs and the activation are faster.
+        """
+        if not self._blocked or self._kernels_for(x, bias) is not None:
+            return None
+        return followed_product(x.contiguous(), self._for_forward(), bias, after)
 
     def _for_forward(self) -> Tensor:
         if self._forward is None:
@@ -96,7 +99,7 @@ class FrozenLinear:
         `Kernels.frozen_forward` says what the arguments and the two tensors are.
         """
         compiled = self._kernels_for(x, bias, residual)
-        if compiled is None or (not adapters and self._in_blocks_alone(len(x), turned=False)):
+        if compiled is None:
             return None
         tiles, residual = self._in_tiles(compiled, turned=False), _contiguous(residual)
         return compiled.frozen_forward(x.contiguous(), tiles, bias, residual, adapters)
@@ -114,7 +117,7 @@ class FrozenLinear:
         `Kernels.frozen_backward` says what the arguments and the results are.
         """
         compiled = self._kernels_for(grad, beside)
-        if compiled is None or (not adapters and self._in_blocks_alone(len(grad), turned=True)):
+        if compiled is None:
             return None
         tiles, beside = self._in_tiles(compiled, turned=True), _contiguous(beside)
         return compiled.frozen_backward(grad.contiguous(), tiles, beside, x, h, adapters)
@@ -125,14 +128,6 @@ class FrozenLinear:
             return None
         compiled = kernels()
         return compiled if compiled is not None and compiled.takes_frozen(*self.weight.shape) else None
-
-    def _in_blocks_alone(self, rows: int, *, turned: bool) -> bool:
-        """Whether without adapters oneDNN's product with W, or W^T if `turned`, is faster than that of the kernels.
-
-        It is with many rows and few inputs.
-        """
-        inputs = self.weight.shape[0 if self.transposed != turned else 1]
-        return self._blocked and rows >= _MANY_ROWS and inputs < _FEW_INPUTS
 
     def _in_tiles(self, compiled: Kernels, *, turned: bool) -> Tensor:
         """W (m, n), or W^T (n, m) if `turned`, as the kernels want it."""
