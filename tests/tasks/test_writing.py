@@ -238,7 +238,7 @@ def test_a_file_that_was_stopped_goes_on_to_the_same_answers(
     kept = tmp_path / ".a.jsonl.partial"
     with kept.open("a", encoding="utf-8") as text:
         text.write('{"row": 8, "ans')  # as a kill would leave it
-    with pytest.raises(CheckpointError, match=r"with another sampling.*--fresh"):
+    with pytest.raises(CheckpointError, match=r"with another sampling.*fresh=True"):
         write_file(lambda: plain, file, out, sampling=SHORT)
     done = write_file(lambda: plain, file, out, sampling=drawn)
     assert (done.resumed, done.rows) == (3, 9)

@@ -69,7 +69,7 @@ def _unfolded(text: str) -> str:
 
 
 _PARAMETERS: dict[str, tuple[str, ...]] = {}
-"""What each verb takes, by its names in Python."""
+"""The options of each verb, by their names in Python."""
 for verb in (
     train,
     predict,
@@ -85,7 +85,9 @@ for verb in (
     reproduce,
 ):
     command = getattr(verb, verb.__name__.rpartition(".")[2])
-    _PARAMETERS[command.__name__] = tuple(inspect_module.signature(command).parameters)
+    _PARAMETERS[command.__name__] = tuple(
+        p.name for p in inspect_module.signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY
+    )
     app.command(help=_unfolded(command.__doc__), epilog=verb.EXAMPLES)(command)
 
 

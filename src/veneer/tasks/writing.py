@@ -176,7 +176,7 @@ def warn_of_hidden(hidden: Mapping[str, int], prompts: int) -> None:
     for role, n in hidden.items():
         mend = {
             "system": "Put it into the question.",
-            "user": f"Let the text go on without the template ({setting('raw', True)}).",
+            "user": f"Let the text go on without the template ({setting('call.raw', True)}).",
         }
         _log.warning(
             hidden_note(role, f" in {n:,} of {prompts:,} prompts" if prompts > 1 else "", mend[role])
@@ -210,7 +210,7 @@ def load_writer(
         _refuse_model(Path(adapter))
         return writer_of(load(adapter, base=base, precision=precision, device=device, verify=verify))
     if base is None:
-        raise UserMistake("name an adapter folder, or a base with --base.")
+        raise UserMistake(f"name an adapter folder, or a base with {setting('base')}.")
     place = choose_device(device)
     found = load_base(base, head=HeadSpec("causal"))
     chosen = round_base_(found, choose_precision(precision, place))
@@ -237,7 +237,7 @@ def writer_of(adapted: Adapted) -> Writer:
 def _refuse_model(folder: Path) -> None:
     if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise UserMistake(
-            f"{folder} holds a whole model and no adapter. Give it as the base: --base {folder}"
+            f"{folder} holds a whole model and no adapter. Give it as the base: {setting('base', repr(str(folder)))}"
         )
 
 

@@ -25,6 +25,7 @@ from veneer.engine.generation import Sampling
 from veneer.errors import CheckpointError, DataError, Interrupted
 from veneer.files import replacing_file, writing_to
 from veneer.models.hashing import file_hash
+from veneer.naming import setting
 from veneer.tasks.answering import check_out
 from veneer.tasks.rendered import Rendering
 from veneer.tasks.row_files import free_name, row_writer
@@ -210,7 +211,7 @@ class _Kept:
         if differs:
             raise CheckpointError(
                 f"{self.path} holds the answers of a run that was stopped, with another {', '.join(differs)}. Give "
-                "the same command as then to go on, or --fresh to discard them."
+                f"the same command as then to go on, or {setting('call.fresh', True)} to discard them."
             )
         for line in lines[1:-1]:  # the last one is empty, or half a line
             answer = json.loads(line)
