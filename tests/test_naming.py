@@ -214,8 +214,8 @@ def test_arguments_of_the_library_go_by_the_verbs_flags() -> None:
         assert named == ("--out", "--overwrite", "--no-verify", "--base 'a b'")
         assert setting("data.columns", columns) == "--column instruction=task --column 'output=the answer'"
         assert settable("call.verify")
-    with speaking(InFlags(FLAGS, ["set"], [])):  # a verb whose OUT is no option
-        assert (setting("call.out"), setting("call.verify", False)) == ("out", "verify=False")
+    with speaking(InFlags(FLAGS, ["set"], [], ["out"])):  # a verb whose OUT has no flag
+        assert (setting("call.out"), setting("call.verify", False)) == ("OUT", "verify=False")
         assert not settable("call.out")
     with speaking(InFlags(FLAGS, ["out", "set"], ["--config", "a.yaml"])):  # no key of a file
         assert setting("call.out") == "--out"

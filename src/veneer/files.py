@@ -254,6 +254,6 @@ def _refuse(path: Path, error: OSError) -> None:
         ) from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise VeneerError(
-            f"{path} was not written: {error.strerror}. Choose another place with {setting('call.out')}, where "
-            "you may write."
+            f"{path} was not written: {error.strerror}. Choose a folder that you may write to, with "
+            f"{setting('call.out')}."
         ) from error

@@ -30,14 +30,20 @@ class InFlags:
     '--batch-size'
     """
 
-    def __init__(self, flags: Sequence[Flag], parameters: Collection[str], options: Sequence[str]) -> None:
+    def __init__(
+        self,
+        flags: Sequence[Flag],
+        parameters: Collection[str],
+        options: Sequence[str],
+        words: Collection[str] = (),
+    ) -> None:
         """`flags`: every one that is a key; `parameters`: the options that the verb takes, by their names in Python;
-        `options`: the command line.
+        `options`: the command line; `words`: what the verb takes without a flag, such as OUT.
         """
         self.flags = {
             flag.key: flag for flag in flags if flag.key is not None and flag.parameter in parameters
         }
-        self.parameters = set(parameters)
+        self.parameters, self.words = set(parameters), set(words)
         self.has_set = "set" in parameters
         self.options = options
         self.from_file = any(
@@ -50,7 +56,9 @@ class InFlags:
         group, _, name = key.rpartition(".")
         if group == "call":
             own = f"no_{name}" if value is False else name
-            return _flag(own, None if value is True else value) if own in self.parameters else None
+            if own in self.parameters:
+                return _flag(own, None if value is True else value)
+            return name.upper() if name in self.words and value is None else None
         if self.from_file and not (flag is not None and self._given(flag)):
             return None
         if flag is None or flag.name.startswith("no-"):
