@@ -101,6 +101,7 @@ def test_a_wrong_value_and_where_to_look_are_two_sentences() -> None:
         done = veneer("train", "messages.csv", "--epochs", value)
         assert done.code == 2
         assert ". See: veneer train --help" in " ".join(done.err.split())
+    assert "'? See: veneer --help" in " ".join(veneer("predct").err.split())
     assert ".. See" not in veneer("predict", "adapters/a").err
 
 

@@ -178,7 +178,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _usage(error: Any) -> str:
     path = error.ctx.command_path if error.ctx is not None else "veneer"
     said = error.format_message().replace("Value error, ", "").removeprefix("Invalid value: ")
-    return f"{said.rstrip('.')}. See: {path} --help"
+    return f"{said if said.endswith(('.', '?', '!')) else f'{said}.'} See: {path} --help"
 
 
 def _told(kind: str, message: str, code: int, options: Sequence[str]) -> int:
