@@ -114,8 +114,9 @@ class Workload:
         )
 
 
-def _workloads() -> list[Workload]:
-    return [
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
         Workload("spam-gpt2", "spam, GPT-2, LoRA r 16 on every linear layer", GPT2, "spam", fixed_length=120),
         Workload(
             "sst2-gpt2",
@@ -181,10 +182,8 @@ def _workloads() -> list[Workload]:
         ),
         Workload("tiny-instruction", "tiny GPT-2 that writes", TINY_LM, "made-up", rank=4, fixed_length=32),
         Workload("tiny-predict", "tiny BERT", TINY_BERT, "made-up", rank=4, fixed_length=32, train=False),
-    ]
-
-
-WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _workloads()}
+    )
+}
 
 
 def default_names() -> list[str]:

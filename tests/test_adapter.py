@@ -247,7 +247,7 @@ def test_what_was_edited_by_hand_is_not_believed(
     assert load(copied).predict(["a text"])  # the same values in another layout
     change(facts)
     path.write_text(json.dumps(facts))
-    with pytest.raises(DriftError, match=r"veneer\.json was edited.*--no-verify"):
+    with pytest.raises(DriftError, match=r"veneer\.json was edited.*verify=False"):
         load(copied)
     assert load(copied, verify=False).predict(["a text"])
     facts["facts_hash"] = None
@@ -363,7 +363,7 @@ def test_another_tokenizer_is_refused(trained: dict[str, Path], copied: Path, tm
 
 def test_a_base_that_is_gone_is_named(copied: Path) -> None:
     change_json(copied / "adapter_config.json", base_model_name_or_path="./gone")
-    with pytest.raises(BaseError, match=r"belongs to the base \./gone, .* no folder \./gone.* with --base"):
+    with pytest.raises(BaseError, match=r"belongs to the base \./gone, .* no folder \./gone.* with base"):
         load(copied)
     change_json(copied / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(AdapterError, match="does not say which base it belongs to"):
@@ -445,7 +445,7 @@ def test_a_full_disk_in_the_middle_leaves_the_old_adapter(copied: Path, monkeypa
 
 def test_nothing_is_overwritten_unasked(copied: Path, tmp_path: Path) -> None:
     given = parts(copied)
-    with pytest.raises(UserMistake, match=r"holds an adapter already\. Give --overwrite"):
+    with pytest.raises(UserMistake, match=r"holds an adapter already\. Give overwrite=True"):
         write_adapter(copied, **given)
     write_adapter(copied, **given, overwrite=True, extra_files={"note.txt": "x", "raw": b"\0"})
     assert {p.name for p in copied.iterdir()} == {

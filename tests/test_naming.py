@@ -32,6 +32,12 @@ FOREIGN = {
     "tasks/instruction_pages.py": "Python",
     "tasks/sequence_code.py": "Python",
 }
+SPELT = {
+    "models/locate.py": "pip's",
+    "recipes/catalogue.py": "what `veneer reproduce` lists",
+    "tasks/classification_pages.py": "a command of the model card",
+    "tasks/regression_pages.py": "a command of the model card",
+}
 
 
 def sentences(source: str) -> Iterator[tuple[int, str]]:
@@ -86,7 +92,66 @@ def test_a_bare_key_is_found(source: str, found: list[tuple[int, str]]) -> None:
     assert bare_keys(source) == found
 
 
-def test_every_flag_that_a_message_names_exists() -> None:
+def flags_in(source: str) -> list[tuple[int, str]]:
+    """(line, flag) of every flag in a sentence; those of a command that a person is to type don't count."""
+    return [
+        (line, found)
+        for line, text in sentences(source)
+        if not re.search(r"\bveneer [a-z]+ ", text)
+        for found in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
+    ]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_message_names_a_flag(path: Path) -> None:
+    found = flags_in(path.read_text(encoding="utf-8"))
+    if str(path.relative_to(ROOT)) in SPELT:
+        assert found, "it names none any more: take it off the list"
+    else:
+        assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("raise E(f'{path} exists. Give --overwrite.')", [(1, "--overwrite")]),
+        ("raise E(f\"{path} exists. Give {setting('call.overwrite', True)}.\")", []),
+        ("raise E('Ask it with: veneer predict ADAPTER --file FILE')", []),
+        ("'''Plain data for `--json`.'''", []),
+    ],
+)
+def test_a_flag_is_found(source: str, found: list[tuple[int, str]]) -> None:
+    assert flags_in(source) == found
+
+
+def test_no_message_asks_for_a_name_that_is_not_filled_in() -> None:
+    unfilled = [
+        (path.name, line)
+        for path in LIBRARY
+        for line, text in sentences(path.read_text(encoding="utf-8"))
+        if "{setting(" in text
+    ]
+    assert unfilled == []
+
+
+def test_every_setting_that_a_message_names_can_be_given() -> None:
+    """An argument of the library goes by the name of a verb's flag."""
+    known = {option.removeprefix("--").replace("-", "_") for option in _spelt_options()}
+    named = {
+        (path.name, str(node.args[0].value).removeprefix("call."))
+        for path in LIBRARY
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("setting", "settable")
+        and isinstance(node.args[0], ast.Constant)
+        and str(node.args[0].value).startswith("call.")
+    }
+    assert {name for _, name in named} >= {"out", "overwrite", "fresh", "verify", "raw"}
+    assert {(where, name) for where, name in named if not {name, f"no_{name}"} & known} == set()
+
+
+def test_every_flag_in_a_command_exists() -> None:
     known = _spelt_options()
     named = {
         (path.name, flag)
@@ -95,7 +160,7 @@ def test_every_flag_that_a_message_names_exists() -> None:
         if " " in text
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
     }
-    assert len(named) > 20
+    assert len(named) >= 5
     assert {(where, flag) for where, flag in named if flag not in known} == set()
 
 
@@ -127,6 +192,33 @@ def test_python_hears_keys_and_the_command_line_flags() -> None:
         assert not settable("data.quoting")
         assert setting("data.quoting") == "quoting"
     assert setting("data.max_rows") == "max_rows"
+
+
+def test_arguments_of_the_library_go_by_the_verbs_flags() -> None:
+    named = (
+        setting("call.out"),
+        setting("call.overwrite", True),
+        setting("call.verify", False),
+        setting("base", "'a b'"),
+    )
+    assert named == ("out", "overwrite=True", "verify=False", "base='a b'")
+    columns = {"instruction": "task", "output": "the answer"}
+    assert setting("data.columns", {"text": "body"}) == "columns={'text': 'body'}"
+    with speaking(InFlags(FLAGS, ["out", "overwrite", "no_verify", "base", "column"], [])):
+        named = (
+            setting("call.out"),
+            setting("call.overwrite", True),
+            setting("call.verify", False),
+            setting("base", "'a b'"),
+        )
+        assert named == ("--out", "--overwrite", "--no-verify", "--base 'a b'")
+        assert setting("data.columns", columns) == "--column instruction=task --column 'output=the answer'"
+        assert settable("call.verify")
+    with speaking(InFlags(FLAGS, ["set"], [], ["out"])):  # a verb whose OUT has no flag
+        assert (setting("call.out"), setting("call.verify", False)) == ("OUT", "verify=False")
+        assert not settable("call.out")
+    with speaking(InFlags(FLAGS, ["out", "set"], ["--config", "a.yaml"])):  # no key of a file
+        assert setting("call.out") == "--out"
 
 
 def test_what_may_come_from_a_file_keeps_its_key() -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from veneer.errors import AdapterError, ConfigError, UserMistake
 from veneer.files import replacing_folder, write_bytes, write_text
+from veneer.naming import setting
 from veneer.strict import StrictModel
 
 __all__ = ["AdapterFolder", "BaseFacts", "Facts", "Golden", "read_adapter", "write_adapter"]
@@ -192,10 +193,13 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG).is_file()):
-        raise UserMistake(f"{path} exists and is not an adapter folder. Choose another place with --out.")
+        raise UserMistake(
+            f"{path} exists and is not an adapter folder. Choose another place with {setting('call.out')}."
+        )
     if not overwrite and any(path.iterdir()):
         raise UserMistake(
-            f"{path} holds an adapter already. Give --overwrite to replace it, or another place with --out."
+            f"{path} holds an adapter already. Give {setting('call.overwrite', True)} to replace it, or another place "
+            f"with {setting('call.out')}."
         )
 
 

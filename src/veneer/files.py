@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from veneer.errors import ConfigError, UserMistake, VeneerError
+from veneer.naming import setting
 
 __all__ = [
     "cache_folder",
@@ -76,7 +77,7 @@ def only_one(path: Path) -> Iterator[None]:
         except OSError as error:
             raise UserMistake(
                 f"Another process is writing {path} at this moment. Wait for it, stop it, or choose another place "
-                "with --out."
+                f"with {setting('call.out')}."
             ) from error
         yield
 
@@ -183,7 +184,9 @@ def refuse_existing(path: Path, *, marker: str, what: str, overwrite: bool) -> N
     if not (path / marker).is_file():
         raise UserMistake(f"{path} exists and is not {what} folder. Choose another place for it.")
     if not overwrite:
-        raise UserMistake(f"{path} holds {what} already. Give --overwrite to replace it, or another place.")
+        raise UserMistake(
+            f"{path} holds {what} already. Give {setting('call.overwrite', True)} to replace it, or another place."
+        )
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -251,5 +254,6 @@ def _refuse(path: Path, error: OSError) -> None:
         ) from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise VeneerError(
-            f"{path} was not written: {error.strerror}. Choose a folder that you may write to (--out)."
+            f"{path} was not written: {error.strerror}. Choose a folder that you may write to, with "
+            f"{setting('call.out')}."
         ) from error

@@ -3,6 +3,7 @@
     setting("data.max_rows")                   max_rows                 --max-rows
     setting("data.on_missing_label", "drop")   on_missing_label=drop    --on-missing-label drop
     setting("data.quoting", "no")              quoting=no               --set data.quoting=no
+    setting("call.verify", False)              verify=False             --no-verify
 
 The right column is the command line's, which says so with `speaking` (`veneer.cli.naming`); the left one is Python's.
 A message that names a setting asks here, so that nobody has to find keys in a finished sentence. This file knows no
@@ -49,7 +50,7 @@ def setting(key: str, value: object = None, *, plain: str | None = None) -> str:
 
     Args:
         key: its dotted place in a training configuration, such as "data.max_rows"; an argument of another function
-            with that one's name, such as "combine.heads".
+            with that one's name, such as "combine.heads", or, where many have it, with "call", such as "call.out".
         value: what to give it, where the sentence advises that.
         plain: what it is called in Python; default: the last part of the key (of options all of it), and
             "=value".

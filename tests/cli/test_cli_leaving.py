@@ -79,6 +79,8 @@ def test_combine(trained: Trained, tmp_path: Path) -> None:
     assert 0.0 < done.json["error"] < 1.0
     assert done.json["r"] == 4
     load(tmp_path / "out")  # its golden answers are replayed
+    again = veneer("combine", tmp_path / "out", *given, "--heads", "messages")
+    assert "Give --overwrite to replace it, or another place with OUT." in " ".join(again.err.split())
     shown = veneer("combine", tmp_path / "out", *given, "--heads", "messages", "--overwrite")
     assert "exact" in shown.out
     inspected = veneer("inspect", tmp_path / "out")

@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -93,6 +94,27 @@ def test_an_unknown_verb() -> None:
     assert done.code == 2
     assert "trian" in done.err
     assert "train" in done.err
+
+
+def test_a_wrong_value_and_where_to_look_are_two_sentences() -> None:
+    for value in ("nan", "x"):
+        done = veneer("train", "messages.csv", "--epochs", value)
+        assert done.code == 2
+        assert ". See: veneer train --help" in " ".join(done.err.split())
+    assert "'? See: veneer --help" in " ".join(veneer("predct").err.split())
+    assert ".. See" not in veneer("predict", "adapters/a").err
+
+
+def test_only_what_the_verb_takes_is_advised(trained: Trained, tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text(
+        "text,n\n" + "".join(f"text number {i},{i * 1.5}x\n" for i in range(60)), encoding="utf-8"
+    )
+    asked = "or, for rows of another task, --task and its columns"
+    assert asked in " ".join(veneer("train", table).err.split())
+    told = " ".join(veneer("evaluate", trained.adapter, table).err.split())
+    assert "Say which with --label-column." in told
+    assert asked not in told
 
 
 def test_debug_shows_the_trace_and_without_it_there_is_none() -> None:

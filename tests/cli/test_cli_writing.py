@@ -174,6 +174,24 @@ def test_chat_from_a_pipe(talking: Path) -> None:
     assert shown.out == hi + "\n"
 
 
+def test_a_system_prompt_that_the_template_drops_is_told(tmp_path: Path) -> None:
+    template = CHAT_TEMPLATE.replace("in messages %}", "in messages if m.role != 'system' %}")
+    base = causal_base(tmp_path / "base", "llama", template=template)
+    (tmp_path / "p.txt").write_text("Hi\n", encoding="utf-8")
+    flags = ("--base", base, "--precision", "fp32", "-n", 2, "--system", "Be brief.")
+    says = "The template writes nothing of the system prompt, so that the model never sees it."
+    asked = ("generate", *flags, "Hi"), ("generate", *flags, "--file", tmp_path / "p.txt"), ("chat", *flags)
+    for line in asked:
+        done = veneer(*line, stdin="Hi\nAnd?\n")
+        assert done.code == 0
+        assert " ".join(done.err.split()).count(f"note: {says}") == 1
+        assert says not in veneer(*line, "--quiet", stdin="Hi\n").err
+        (said,) = veneer(*line, "--json", stdin="Hi\n").json["warnings"]
+        assert said.startswith(says)
+    out = veneer("generate", *flags, "--file", tmp_path / "p.txt", "--out", tmp_path / "a.csv", "--json")
+    assert out.json["warnings"][0].startswith(says)
+
+
 def test_answers_that_were_cut_are_told(plain: Path, talking: Path) -> None:
     one = veneer("generate", "--base", plain, "--precision", "fp32", "-n", 3, "Every effort")
     assert "the answer was cut at 3 tokens; --max-new-tokens allows more" in " ".join(one.err.split())

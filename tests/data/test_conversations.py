@@ -130,7 +130,7 @@ def test_columns_by_hand(tmp_path: Path) -> None:
         _read(path, given={"prompt": "fragen"})
     with pytest.raises(ConfigError, match=r"'promt' is no role.*Did you mean 'prompt'"):
         _read(path, given={"promt": "frage"})
-    with pytest.raises(DataError, match=r"named as completion is .*--column completion=NAME"):
+    with pytest.raises(DataError, match=r"named as completion is .*columns={'completion': 'NAME'}"):
         _read(path, given={"prompt": "frage"})
 
 

@@ -64,15 +64,15 @@ def test_columns_are_found_with_a_reason(
         (
             {"one": TEXTS, "two": TEXTS[::-1], "label": LABELS},
             r"which column is the text\? .*'one'.*'two'.*"
-            r'--text-column\. To read both together: --text-column "one" --text-pair-column "two"\.',
+            r"text_column\. To read both together: text_column='one' text_pair_column='two'\.",
         ),
         ({"premise": TEXTS, "sentence": TEXTS[::-1], "label": LABELS}, r"which column is the text"),
         (
             {"text": TEXTS, "one": LABELS, "two": LABELS},
-            r"which column is the label\? .*'one'.*'two'.*--label-column",
+            r"which column is the label\? .*'one'.*'two'.*label_column",
         ),
-        ({"text": TEXTS, "label": range(N)}, r"no column looks like a label.*--label-column"),
-        ({"n": range(N), "label": LABELS}, r"no column looks like a text.*--text-column"),
+        ({"text": TEXTS, "label": range(N)}, r"no column looks like a label.*label_column"),
+        ({"n": range(N), "label": LABELS}, r"no column looks like a text.*text_column"),
         ({"text": TEXTS}, r"single column \(text\).*delimiter"),
     ],
 )

@@ -92,6 +92,9 @@ def test_a_label_seen_once_trains_with_a_warning(tmp_path: Path) -> None:
     one = prepared(tmp_path, [*TEXTS, "the odd one out"], [*LABELS, "z"])
     assert "the odd one out" in one.train.texts()
     assert any("The label 'z' is seen once" in warning for warning in one.warnings)
+    many = prepared(tmp_path, [*TEXTS, *(f"odd one {i}" for i in range(7))], [*LABELS, *"qrstuvw"])
+    (said,) = [warning for warning in many.warnings if "seen once" in warning]
+    assert said.startswith("7 labels are each seen once ('q', 'r', 's', 't', 'u', ...); they can only be")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_inputs_of_a_file_by_name(tmp_path: Path) -> None:
     assert next(turned)[1] == {"text": OTHERS[0], "text_pair": TEXTS[0]}
     known = read_inputs(path, names, {}, {"text": "hypothesis", "text_pair": "other"})
     assert known.read == {"text": "hypothesis", "text_pair": "other"}
-    with pytest.raises(DataError, match=r"which column is the text_pair.*--text-pair-column NAME"):
+    with pytest.raises(DataError, match=r"which column is the text_pair.*text_pair_column=NAME"):
         read_inputs(path, names, {"text": "premise"})
     with pytest.raises(DataError, match="question: this adapter reads text, text_pair"):
         read_inputs(path, names, {"question": "premise"})

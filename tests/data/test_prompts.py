@@ -65,7 +65,7 @@ def test_a_column_that_is_named_wins(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "p.jsonl", {"a": "x", "b": "y"})
-    with pytest.raises(DataError, match=r"columns a, b; expected prompt.*--column prompt=NAME"):
+    with pytest.raises(DataError, match=r"columns a, b; expected prompt.*columns={'prompt': 'NAME'}"):
         read_prompts(file)
     with pytest.raises(DataError, match=r"no column 'bb' \(asked for as prompt\).*'b'"):
         read_prompts(file, {"prompt": "bb"})

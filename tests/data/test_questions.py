@@ -205,7 +205,9 @@ def test_columns_by_name_and_as_named(tmp_path: Path) -> None:
         tmp_path / "x.csv", {"body": [CONTEXT], "Question": ["Who?"], "answer": ["Ann"], "answer_start": [0]}
     )
     table = read_table(path)
-    with pytest.raises(DataError, match=r"no column that is the context .*Say which with --column context="):
+    with pytest.raises(
+        DataError, match=r"no column that is the context .*Say which with columns={'context': 'NAME'}"
+    ):
         find_question_columns(table)
     with pytest.raises(DataError, match=r"has no column 'bdy'.*Did you mean 'body'"):
         find_question_columns(table, {"context": "bdy"})

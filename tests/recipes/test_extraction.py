@@ -95,7 +95,7 @@ def test_the_lowest_rank_for_an_error(folders: tuple[str, str], tmp_path: Path) 
     stored = json.loads((tmp_path / "a" / "errors.json").read_text())
     assert stored["ranks"][:3] == [1, 2, 4]
     assert stored["errors"] == sorted(stored["errors"], reverse=True)
-    with pytest.raises(UserMistake, match="--overwrite"):
+    with pytest.raises(UserMistake, match="Give overwrite=True to replace it, or another place with out"):
         extract_folders(base, tuned, r=1, out=tmp_path / "a")
 
 

@@ -226,10 +226,10 @@ def test_without_weights_one_sentence_comes_first(given: Given, monkeypatch: pyt
     monkeypatch.setattr("veneer.recipes.gpt2.locate", unreachable)
     said = Lines()
     with pytest.raises(
-        BaseError, match=r"^GPT-2's weights .* --model PATH, or run with --random-weights [^.]*\.$"
+        BaseError, match=r"^GPT-2's weights .* model=PATH, or run with random_weights=True [^.]*\.$"
     ):
         run("spam-gpt2", given("sms_spam", random_weights=False), said)
-    with pytest.raises(BaseError, match="--tokenizer PATH"):
+    with pytest.raises(BaseError, match="with tokenizer=PATH"):
         run("sst2", given("sst2", tokenizer=None), said)
     with pytest.raises(SourceError, match="no file"):
         run("spam-gpt2", given("nothing_here"), said)

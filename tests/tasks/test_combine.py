@@ -120,5 +120,5 @@ def test_what_is_refused(place: Path, tmp_path: Path) -> None:
         combine_adapters(tmp_path / "out", {str(place / "a"): 1.0})
     with pytest.raises(UserMistake, match="is one of the adapters to combine"):
         combine_adapters(place / "a", both, overwrite=True)
-    with pytest.raises(UserMistake, match="--overwrite"):
+    with pytest.raises(UserMistake, match="Give overwrite=True"):
         combine_adapters(place / "a", both)

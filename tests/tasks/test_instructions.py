@@ -425,7 +425,7 @@ def test_the_template_is_chosen_with_the_base_and_said(tmp_path: Path) -> None:
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match=r"is an encoder .bert.*--base"):
+    with pytest.raises(BaseError, match=r"is an encoder .bert.* with base\."):
         load_base(str(tiny_bert(tmp_path)), head=HeadSpec("causal"))
 
 

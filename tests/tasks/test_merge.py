@@ -159,7 +159,7 @@ def test_what_is_not_overwritten(bases: dict[Any, Path], tmp_path: Path) -> None
     with pytest.raises(UserMistake, match="notes exists and is not a model folder"):
         merge_adapter(adapter, tmp_path / "notes", overwrite=True)
     for place in (base, bases[tiny_bert]):
-        with pytest.raises(UserMistake, match=r"holds a model already\. Give --overwrite"):
+        with pytest.raises(UserMistake, match=r"holds a model already\. Give overwrite=True"):
             merge_adapter(adapter, place)
     with pytest.raises(UserMistake, match="which the model is made of"):
         merge_adapter(adapter, base, overwrite=True)

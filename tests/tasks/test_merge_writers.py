@@ -165,7 +165,7 @@ def test_exported_to_peft_it_writes_the_same_there(tmp_path: Path) -> None:
     (wanted,) = writer.generate(["Say hi"], max_new_tokens=8)
     found = out[0, ids.shape[1] :].tolist()
     assert tuple(token for token in found if token != 256) == wanted.ids
-    with pytest.raises(UserMistake, match="--format onnx works for classification"):
+    with pytest.raises(UserMistake, match="format=onnx works for classification"):
         export_adapter(adapter, tmp_path / "onnx", format="onnx")
 
 

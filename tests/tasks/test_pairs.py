@@ -192,7 +192,10 @@ def test_a_length_without_room_is_refused(family: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        ("a text", "input 3 gives 'text'; this adapter reads 'text' and 'text_pair'.*--pair"),
+        (
+            "a text",
+            "input 3 gives 'text'; this adapter reads 'text' and 'text_pair'.* second one as 'text_pair'",
+        ),
         ({"text": "a", "pair": "b"}, "input 3 gives 'text' and 'pair'"),
         ({"text": "a", "text_pair": 1}, "each of them a text"),
     ],

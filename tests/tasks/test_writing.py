@@ -136,6 +136,48 @@ def test_alpacas_prompt_is_the_known_one(plain: Writer) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def deaf(tmp_path_factory: pytest.TempPathFactory) -> Writer:
+    """A base whose template writes nothing of a system prompt."""
+    template = CHAT_TEMPLATE.replace("in messages %}", "in messages if m.role != 'system' %}")
+    base = causal_base(tmp_path_factory.mktemp("deaf") / "base", "qwen2", template=template)
+    return load_writer(base=str(base), precision="fp32")
+
+
+def test_a_system_prompt_that_the_template_drops_is_warned_of_once(
+    deaf: Writer, talking: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
+    brief, long = ({"prompt": "Hi", "system": text} for text in ("Be brief.", "Be long."))
+    talking.generate([brief], SHORT)
+    deaf.generate(["Hi"], SHORT)
+    assert caplog.messages == []
+    deaf.generate([brief, "Hi", long], SHORT)
+    deaf.generate([brief, long], SHORT)
+    says = "The template writes nothing of the system prompt{}, so that the model never sees it. Put it into the "
+    says += "question."
+    assert caplog.messages == [says.format(" in 2 of 3 prompts")]
+    caplog.clear()
+    list(deaf.stream({"prompt": "Hi", "system": "Be kind."}, SHORT))
+    chat = Chat(deaf, SHORT, system="Be kind.")
+    list(chat.ask("Hi"))
+    assert caplog.messages == [says.format("")]
+    chat.system = "Be blunt."
+    list(chat.ask("And?"))
+    assert caplog.messages == [says.format("")] * 2
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+def test_a_file_whose_system_prompts_are_dropped(
+    deaf: Writer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = source(tmp_path / "p.jsonl", 3)
+    write_file(lambda: deaf, prompts, tmp_path / "a.jsonl", sampling=SHORT)
+    assert caplog.messages == []
+    write_file(lambda: deaf, prompts, tmp_path / "b.jsonl", sampling=SHORT, system="Be brief.")
+    (said,) = caplog.messages
+    assert "writes nothing of the system prompt in 3 of 3 prompts" in said
+
+
 def source(path: Path, rows: int = 9) -> Path:
     lines = [{"id": i, "prompt": "" if i == 4 else "word " * (1 + i % 4) + str(i)} for i in range(rows)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -196,7 +238,7 @@ def test_a_file_that_was_stopped_goes_on_to_the_same_answers(
     kept = tmp_path / ".a.jsonl.partial"
     with kept.open("a", encoding="utf-8") as text:
         text.write('{"row": 8, "ans')  # as a kill would leave it
-    with pytest.raises(CheckpointError, match=r"with another sampling.*--fresh"):
+    with pytest.raises(CheckpointError, match=r"with another sampling.*fresh=True"):
         write_file(lambda: plain, file, out, sampling=SHORT)
     done = write_file(lambda: plain, file, out, sampling=drawn)
     assert (done.resumed, done.rows) == (3, 9)

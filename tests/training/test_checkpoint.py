@@ -109,7 +109,7 @@ def test_a_damaged_one_is_refused(tmp_path: Path, name: str, damage: str) -> Non
             return
     else:
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
-    with pytest.raises(CheckpointError, match=r"is damaged .*--fresh"):
+    with pytest.raises(CheckpointError, match=r"is damaged .*fresh=True"):
         latest_checkpoint(tmp_path, IDENTITY)
 
 

@@ -240,7 +240,7 @@ def test_other_settings_on_an_unfinished_run_are_named(place: Path, tmp_path: Pa
     text = str(caught.value)
     assert "learning_rate was 0.001, is 0.5" in text
     assert "lora.r was 4, is 2" in text
-    assert "--fresh" in text
+    assert "discard it with fresh=True" in text
     assert "batch_size" not in text
     fresh = train(other, out=out, fresh=True)
     assert two_files(fresh.path) == two_files(train(other, out=tmp_path / "other").path)

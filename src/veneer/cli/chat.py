@@ -65,6 +65,7 @@ def chat(
             "base": writer.base.name,
             "turns": talk.turns,
             "sampling": sampling.model_dump(mode="json"),
+            "warnings": output.warned,
         }
         output.result(value, lambda _: None)
 

@@ -26,6 +26,7 @@ class Output:
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
         self.err = _console(sys.stderr)
+        self.warned: list[str] = []  # what the library warned of while it worked
         self._stdout = sys.stdout
 
     @property
@@ -81,8 +82,12 @@ class _Told(logging.Handler):
         self.output = output
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
-        self.output.say(record.getMessage(), "dim")
+        """One line; a warning is kept for the result too."""
+        if record.levelno >= logging.WARNING:
+            self.output.warn(record.getMessage())
+            self.output.warned.append(record.getMessage())
+        else:
+            self.output.say(record.getMessage(), "dim")
 
 
 def print_json(value: dict[str, Any], stream: Any = None) -> None:

@@ -95,7 +95,7 @@ def generate(
         cut_note(output, [answer.finish for answer in answers], sampling.max_new_tokens)
     seconds = time.perf_counter() - began
     if output.json:
-        output.result(_as_json(adapter, writer, asked, answers, sampling, seconds), lambda _: None)
+        output.result(_as_json(output, adapter, writer, asked, answers, sampling, seconds), lambda _: None)
     else:
         _print(asked, answers)
 
@@ -192,6 +192,7 @@ def _text(prompt: Any) -> str:
 
 
 def _as_json(
+    output: Output,
     adapter: str | None,
     writer: Writer,
     asked: Sequence[Any],
@@ -218,6 +219,7 @@ def _as_json(
         "sampling": sampling.model_dump(mode="json"),
         "seconds": round(seconds, 3),
         "new_tokens": new,
+        "warnings": output.warned,
     }
 
 
@@ -256,6 +258,7 @@ def _write_file(output: Output, adapter: str | None, sampling: Sampling, setting
         "new_tokens": done.new_tokens,
         "finish": done.finish,
         "columns": list(done.columns),
+        "warnings": output.warned,
     }
     columns = ", ".join(done.columns)
     output.result(

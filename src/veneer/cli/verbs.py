@@ -69,7 +69,9 @@ def _unfolded(text: str) -> str:
 
 
 _PARAMETERS: dict[str, tuple[str, ...]] = {}
-"""What each verb takes, by its names in Python."""
+"""The options of each verb, by their names in Python."""
+_WORDS: dict[str, tuple[str, ...]] = {}
+"""What it takes without a flag."""
 for verb in (
     train,
     predict,
@@ -85,7 +87,9 @@ for verb in (
     reproduce,
 ):
     command = getattr(verb, verb.__name__.rpartition(".")[2])
-    _PARAMETERS[command.__name__] = tuple(inspect_module.signature(command).parameters)
+    of_verb = inspect_module.signature(command).parameters.values()
+    _PARAMETERS[command.__name__] = tuple(p.name for p in of_verb if p.kind is p.KEYWORD_ONLY)
+    _WORDS[command.__name__] = tuple(p.name for p in of_verb if p.kind is not p.KEYWORD_ONLY)
     app.command(help=_unfolded(command.__doc__), epilog=verb.EXAMPLES)(command)
 
 
@@ -152,7 +156,7 @@ def _speaker(options: Sequence[str]) -> InFlags:
     """Who calls settings by the flags of the verb that is run."""
     verb = next((name for name in options if name in _PARAMETERS), "")
     flags = (*SETTINGS, *SAMPLING, *combine.FLAGS)
-    return InFlags(flags, _PARAMETERS.get(verb, ()), options)
+    return InFlags(flags, _PARAMETERS.get(verb, ()), options, _WORDS.get(verb, ()))
 
 
 def _explained(error: Exception) -> tuple[str, int]:
@@ -174,7 +178,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _usage(error: Any) -> str:
     path = error.ctx.command_path if error.ctx is not None else "veneer"
     said = error.format_message().replace("Value error, ", "").removeprefix("Invalid value: ")
-    return f"{said} See: {path} --help"
+    return f"{said if said.endswith(('.', '?', '!')) else f'{said}.'} See: {path} --help"
 
 
 def _told(kind: str, message: str, code: int, options: Sequence[str]) -> int:

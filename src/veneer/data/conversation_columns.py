@@ -16,6 +16,7 @@ from typing import Literal
 
 from veneer.data.choices import Choice
 from veneer.errors import ConfigError, DataError, nearest
+from veneer.naming import setting
 
 __all__ = [
     "COLUMN_NAMES",
@@ -92,7 +93,8 @@ def choose_conversation_columns(
     for role, name in given.items():
         if role not in COLUMN_NAMES:
             raise ConfigError(
-                f"--column {role}={name}: {role!r} is no role; there are {', '.join(ROLES)}. {nearest(role, ROLES)}"
+                f"{setting('data.columns', {role: name})}: {role!r} is no role; there are {', '.join(ROLES)}. "
+                f"{nearest(role, ROLES)}"
             )
         if name not in columns:
             raise DataError(
@@ -117,7 +119,7 @@ def choose_conversation_columns(
         elif role in needed:
             raise DataError(
                 f"{where} has no column that is named as {role} is ({', '.join(COLUMN_NAMES[role])}); it has "
-                f"{', '.join(columns)}. Say which it is with --column {role}=NAME."
+                f"{', '.join(columns)}. Say which it is with {setting('data.columns', {role: 'NAME'})}."
             )
     return ConversationColumns(form, names), choices
 
@@ -127,9 +129,9 @@ def refuse_unread(given: Mapping[str, str], roles: Collection[str]) -> None:
     for role, name in given.items():
         if role not in roles:
             raise ConfigError(
-                f"--column {role}={name}: these rows are read as {' and '.join(roles)}, beside which {role} is not "
-                "read. Leave it out, or name the columns of one form: instruction, input and output; prompt and "
-                "completion; messages; or text."
+                f"{setting('data.columns', {role: name})}: these rows are read as {' and '.join(roles)}, beside which "
+                f"{role} is not read. Leave it out, or name the columns of one form: instruction, input and output; "
+                "prompt and completion; messages; or text."
             )
 
 
@@ -149,8 +151,9 @@ def _form_of(
         return "text"
     raise DataError(
         f"{where} has the columns {', '.join(columns)}; expected instruction and output, prompt and completion, "
-        "messages, or text. Say which is which, such as --column instruction=NAME --column output=NAME, or "
-        "--column text=NAME for text as it stands."
+        "messages, or text. Say which is which, such as "
+        f"{setting('data.columns', {'instruction': 'NAME', 'output': 'NAME'})}, or "
+        f"{setting('data.columns', {'text': 'NAME'})} for text as it stands."
     )
 
 

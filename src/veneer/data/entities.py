@@ -35,6 +35,7 @@ from veneer.data.tags import (
 )
 from veneer.data.words import Places, WordRule, join_words, words_of
 from veneer.errors import DataError
+from veneer.naming import setting
 
 __all__ = ["EntityRows", "Sentence", "read_entities"]
 
@@ -249,7 +250,7 @@ def _named(rows: list[list[Any]], names: Sequence[str] | None, where: str) -> li
     if names is None:
         raise DataError(
             f"{where} holds numbers ({', '.join(map(str, sorted(numbers, key=str)[:8]))}), and nothing says what they "
-            "stand for. Give their names in order: --set options.tag_names=[O,B-person,I-person,...]."
+            f"stand for. Give their names in order: {setting('options.tag_names', '[O,B-person,I-person,...]')}."
         )
     wrong = [tag for tag in numbers if not isinstance(tag, int) or not 0 <= tag < len(names)]
     if wrong:

@@ -16,6 +16,7 @@ from veneer.data.choices import Choice
 from veneer.data.spans import SPAN_COLUMNS
 from veneer.data.tables import Stream, Table
 from veneer.errors import DataError, nearest
+from veneer.naming import setting
 
 __all__ = ["EntityColumns", "EntityForm", "find_entity_columns", "seems_entities", "tokens_column"]
 
@@ -187,5 +188,5 @@ def _unclear(table: Table, text: str | None, label: str | None) -> str:
         f"{table.path}: {about}it is not clear where the entities are. Expected lists of tokens and of tags as long "
         '(columns "tokens" and "tags" or "ner_tags"), or a text and lists of spans ("text" and "spans" or '
         f'"entities", each with start, end, label), or CoNLL columns. Columns here: {", ".join(table.columns)}. '
-        "Say which with --text-column and --label-column."
+        f"Say which with {setting('data.text_column')} and {setting('data.label_column')}."
     )

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from veneer.errors import DataError
+from veneer.naming import setting
 
 __all__ = ["split_files"]
 
@@ -55,7 +56,7 @@ def split_files(folder: Path) -> dict[str, Path]:
             names = ", ".join(file.name for file in several)
             raise DataError(
                 f"{folder}: several files could be the {part} part: {names}. Give the one to train on as the source, "
-                "and the others with --validation and --test."
+                f"and the others with {setting('data.validation')} and {setting('data.test')}."
             )
     return {part: several[0] for part, several in found.items() if several}
 

@@ -5,7 +5,6 @@ It looks at names and at a sample of the cells. Where two columns are as likely 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from veneer.data.choices import Choice, counted
 from veneer.data.tables import Table
 from veneer.errors import DataError, nearest
-from veneer.naming import setting
+from veneer.naming import settable, setting
 
 __all__ = ["ColumnFacts", "column_facts", "find_label_column", "find_text_column", "infer_task"]
 
@@ -183,20 +182,23 @@ def _why(facts: ColumnFacts, role: str) -> str:
 
 
 def _unclear(table: Table, role: str, facts: Sequence[ColumnFacts], likely: Sequence[ColumnFacts]) -> str:
-    flag = f"--{role}-column"
+    flag = setting(f"data.{role}_column")
     if likely:
         listed = ", ".join(one.describe() for one in likely)
         both = ""
         if role == "text" and len(likely) == 2:
-            first, second = (json.dumps(one.name, ensure_ascii=False) for one in likely)
-            both = f" To read both together: {flag} {first} --text-pair-column {second}."
+            pair = zip(("text_column", "text_pair_column"), likely, strict=True)
+            both = f" To read both together: {' '.join(setting(f'data.{key}', repr(one.name)) for key, one in pair)}."
         return f"{table.path}: which column is the {role}? It could be {listed}. Say which with {flag}.{both}"
     wanted = "words, mostly different in each row" if role == "text" else "few different values, or numbers"
-    listed = ", ".join(one.describe() for one in facts) or "none left"
-    return (
-        f"{table.path}: no column looks like a {role} ({wanted}). Columns: {listed}. Say which with {flag}, or, for "
-        "rows of another task, --task and its columns, such as --column instruction=NAME --column output=NAME."
+    roles = setting("data.columns", {"instruction": "NAME", "output": "NAME"})
+    other = (
+        f", or, for rows of another task, {setting('task')} and its columns, such as {roles}"
+        if settable("task")
+        else ""
     )
+    listed = ", ".join(one.describe() for one in facts) or "none left"
+    return f"{table.path}: no column looks like a {role} ({wanted}). Columns: {listed}. Say which with {flag}{other}."
 
 
 def _not_read(table: Table, facts: Sequence[ColumnFacts]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from veneer.data.choices import Choice
 from veneer.data.infer import column_facts
 from veneer.data.tables import Table
+from veneer.naming import setting
 
 __all__ = ["PAIR_NAMES", "find_pair"]
 
@@ -32,6 +33,6 @@ def find_pair(table: Table, taken: Sequence[str | None] = ()) -> tuple[str, str,
             continue
         names = known[first], known[second]
         if all(column_facts(table, name).may_be_text for name in names):
-            reason = "their names; to read one of them alone, name it with --text-column"
+            reason = f"their names; to read one of them alone, name it with {setting('data.text_column')}"
             return *names, Choice("text columns", " and ".join(names), reason)
     return None

@@ -15,6 +15,7 @@ from veneer.data.conversation_columns import COLUMN_NAMES, ROLES, refuse_unread
 from veneer.data.conversations import Turn, messages_of
 from veneer.data.tables import TableOptions, as_lines, open_stream
 from veneer.errors import ConfigError, DataError, nearest
+from veneer.naming import setting
 
 __all__ = ["PromptFile", "read_prompts"]
 
@@ -91,7 +92,8 @@ def _roles(
     for role, name in given.items():
         if role not in ROLES:
             raise ConfigError(
-                f"--column {role}={name}: {role!r} is no role; there are {', '.join(ROLES)}. {nearest(role, ROLES)}"
+                f"{setting('data.columns', {role: name})}: {role!r} is no role; there are {', '.join(ROLES)}. "
+                f"{nearest(role, ROLES)}"
             )
         if name not in columns:
             raise DataError(
@@ -111,7 +113,7 @@ def _roles(
     else:
         raise DataError(
             f"{path} has the columns {', '.join(columns)}; expected prompt, instruction (and input), messages or text. "
-            "Say which it is, such as --column prompt=NAME."
+            f"Say which it is, such as {setting('data.columns', {'prompt': 'NAME'})}."
         )
     answers = ("output", "completion")  # of a file that was made for training: left out anyway
     refuse_unread({role: name for role, name in given.items() if role not in answers}, tuple(roles))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from veneer.data.choices import Choice
 from veneer.data.tables import Table
 from veneer.errors import DataError, nearest
+from veneer.naming import setting
 
 __all__ = ["ROLES", "QuestionColumns", "find_question_columns", "looks_like_questions"]
 
@@ -60,7 +61,9 @@ def find_question_columns(
     for role in given:
         if role not in ROLES:
             mend = nearest(role, ROLES) or f"Roles of this task: {', '.join(ROLES)}."
-            raise DataError(f"--column {role}={given[role]}: no column is read as {role!r}. {mend}")
+            raise DataError(
+                f"{setting('data.columns', {role: given[role]})}: no column is read as {role!r}. {mend}"
+            )
     found = {role: _named(table, role, given.get(role)) for role in ROLES}
     needed = ("context", "question", "answers") if need_answers else ("context", "question")
     missing = [role for role in needed if found[role] is None]
@@ -68,7 +71,7 @@ def find_question_columns(
         known = "; ".join(f"{role}: {', '.join(ROLES[role])}" for role in missing)
         raise DataError(
             f"{table.path} has no column that is the {' or the '.join(missing)} by its name ({known}); its columns: "
-            f"{', '.join(table.columns)}. Say which with --column {missing[0]}=NAME."
+            f"{', '.join(table.columns)}. Say which with {setting('data.columns', {missing[0]: 'NAME'})}."
         )
     if found["answers"] is None or (found["answers"] == "answers" and "answer_start" not in given):
         found["answer_start"] = None
@@ -88,7 +91,9 @@ def find_question_columns(
 def _named(table: Table, role: str, given: str | None) -> str | None:
     if given is not None and given not in table.columns:
         mend = nearest(given, table.columns) or f"Columns: {', '.join(table.columns)}."
-        raise DataError(f"{table.path} has no column {given!r} (--column {role}={given}). {mend}")
+        raise DataError(
+            f"{table.path} has no column {given!r} ({setting('data.columns', {role: given})}). {mend}"
+        )
     if given is not None:
         return given
     by_name = {name.strip().lower(): name for name in reversed(table.columns)}

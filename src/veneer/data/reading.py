@@ -16,6 +16,7 @@ from veneer.data.pairs import find_pair
 from veneer.data.rows import LabelForm, Split, choose_columns, label_rows
 from veneer.data.tables import Stream, Table, TableOptions, as_lines, open_stream, read_table
 from veneer.errors import DataError
+from veneer.naming import setting
 
 __all__ = ["TextStream", "labelled", "read_inputs", "read_texts", "text_or_file"]
 
@@ -87,11 +88,14 @@ def _columns_to_read(
         return dict(zip(names, pair[:2], strict=True)), [pair[2]]
     missing = [name for name in names if name not in found]
     if missing:
-        flags = {"text": "--text-column NAME", "text_pair": "--text-pair-column NAME"}
-        flag = flags.get(missing[0], f"--column {missing[0]}=NAME")
+        said = (
+            setting(f"data.{missing[0]}_column", "NAME")
+            if missing[0] in ("text", "text_pair")
+            else setting("data.columns", {missing[0]: "NAME"})
+        )
         raise DataError(
             f"{table.path}: which column is the {missing[0]}? Columns: {', '.join(table.columns)}. Say which with "
-            f"{flag}."
+            f"{said}."
         )
     return {name: found[name] for name in names}, []
 

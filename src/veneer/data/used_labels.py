@@ -33,10 +33,14 @@ def keep_used_labels(
             f"{main.table.path}: fewer than two labels are left in the {counted(len(rows), 'usable row')}."
         )
     alive = np.flatnonzero(numbers)
-    for name in (labels.names[place] for place in np.flatnonzero(numbers == 1)):
-        notes.warnings.append(
-            f"The label {name!r} is seen once; it can only be trained on, and can't be measured."
+    once = [repr(labels.names[place]) for place in np.flatnonzero(numbers == 1)]
+    if once:
+        which = (
+            f"{len(once):,} labels are each seen once ({', '.join(once[:5])}{', ...' if len(once) > 5 else ''}); they"
+            if len(once) > 1
+            else f"The label {once[0]} is seen once; it"
         )
+        notes.warnings.append(f"{which} can only be trained on, and can't be measured.")
     if len(alive) == len(labels):
         return labels
     gone = [name for place, name in enumerate(labels.names) if not numbers[place]]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.errors import BaseError
+from veneer.naming import setting
 
 __all__ = [
     "HEAD_CLASSES",
@@ -123,14 +124,14 @@ def check_form(config: Any, form: HeadForm, name: str) -> None:
     if form == "causal" and not is_decoder(config):
         raise BaseError(
             f"{name} is an encoder ({config.model_type}): each token sees what comes after it, so it can't go on with "
-            "a text. Name a base that writes, a decoder such as openai-community/gpt2, with --base."
+            f"a text. Name a base that writes, a decoder such as openai-community/gpt2, with {setting('base')}."
         )
     if form == "sequence":  # `heads` says what is wrong with one of these
         return
     if type(config) not in auto_class(form)._model_mapping:
         raise BaseError(
             f"{name} ({config.model_type}) has no {HEAD_CLASSES[form].auto} in transformers, so it can't give "
-            f"{HEAD_CLASSES[form].says}. Name another base with --base."
+            f"{HEAD_CLASSES[form].says}. Name another base with {setting('base')}."
         )
 
 

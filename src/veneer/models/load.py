@@ -42,6 +42,7 @@ from veneer.models.heads import (
     unread_modules,
 )
 from veneer.models.locate import DEFAULT_BASE, Location, locate
+from veneer.naming import setting
 
 __all__ = [
     "Base",
@@ -258,7 +259,8 @@ def _from_pretrained(location: Location, spec: HeadSpec, seed: int) -> tuple[Any
     if new and spec.form == "causal":
         raise BaseError(
             f"{location.name} has no output layer of its own ({', '.join(sorted(new)[:3])}), so it was never trained "
-            f"to go on with a text. Name a language model with --base ({HEAD_CLASSES['causal'].auto} has to fill it)."
+            f"to go on with a text. Name a language model with {setting('base')} ({HEAD_CLASSES['causal'].auto} has to "
+            "fill it)."
         )
     return model, new
 

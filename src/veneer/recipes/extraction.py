@@ -24,6 +24,7 @@ from veneer.lora.difference import Difference, Unrepresented, difference
 from veneer.lora.extract import adapter_of
 from veneer.models.load import first_line, quiet
 from veneer.models.locate import locate
+from veneer.naming import setting
 from veneer.recipes.storing import write_peft_adapter
 
 __all__ = ["Extraction", "extract_folders"]
@@ -99,7 +100,8 @@ def extract_folders(
     """
     if (r is None) == (max_error is None):
         raise ConfigError(
-            f"extract: got {r=} and {max_error=}. Give one of the two: --r N, or --max-error X."
+            f"extract: got {r=} and {max_error=}. Give one of the two: {setting('call.r', 'N')}, or "
+            f"{setting('call.max_error', 'X')}."
         )
     if out is not None:
         refuse_existing(out, overwrite=overwrite)

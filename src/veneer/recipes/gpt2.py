@@ -18,6 +18,7 @@ from veneer.models.gpt import GPT, SIZES, GPTConfig
 from veneer.models.gpt_weights import load_gpt
 from veneer.models.load import load_tokenizer, quiet
 from veneer.models.locate import locate
+from veneer.naming import setting
 from veneer.recipes.options import Options
 
 __all__ = ["END_OF_TEXT", "GREETING", "MEANINGLESS", "Gpt2", "find_gpt2"]
@@ -91,7 +92,8 @@ class Gpt2:
                 if missing:
                     raise BaseError(
                         f"{self.name} does not fill GPT-2: {', '.join(missing[:3])} of its "
-                        f"{len(missing)} missing tensors. Give the folder of a whole GPT-2 with --model."
+                        f"{len(missing)} missing tensors. Give the folder of a whole GPT-2 with "
+                        f"{setting('call.model')}."
                     )
         model.config.pad_token_id = END_OF_TEXT
         return model.eval()
@@ -118,8 +120,9 @@ def _weights(options: Options) -> Path:
         if options.model is not None:
             raise
         raise BaseError(
-            "GPT-2's weights are not on this machine and the hub can't be reached: give their folder with --model "
-            "PATH, or run with --random-weights to see everything but the accuracies."
+            "GPT-2's weights are not on this machine and the hub can't be reached: give their folder with "
+            f"{setting('call.model', 'PATH')}, or run with {setting('call.random_weights', True)} to see everything "
+            "but the accuracies."
         ) from error
 
 
@@ -131,7 +134,7 @@ def _tokenizer(options: Options, folder: Path | None) -> tuple[Encode, Callable[
     except BaseError as error:
         raise BaseError(
             "GPT-2's tokenizer is not with the model and the hub can't be reached: give the folder with its "
-            "vocab.json and merges.txt with --tokenizer PATH."
+            f"vocab.json and merges.txt with {setting('call.tokenizer', 'PATH')}."
         ) from error
     return lambda texts: tokenizer(list(texts), verbose=False)["input_ids"], tokenizer.decode
 
@@ -143,7 +146,8 @@ def _from_files(folder: Path) -> tuple[Encode, Callable[[Sequence[int]], str]]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise BaseError(
-            f"{folder} has no {' and no '.join(missing)}. Give the folder of GPT-2's tokenizer with --tokenizer."
+            f"{folder} has no {' and no '.join(missing)}. Give the folder of GPT-2's tokenizer with "
+            f"{setting('call.tokenizer')}."
         )
     bpe = ByteLevelBPETokenizer.from_file(*map(str, files))
     return lambda texts: [found.ids for found in bpe.encode_batch(list(texts))], bpe.decode

@@ -20,6 +20,7 @@ from veneer.data.reading import read_inputs
 from veneer.data.tables import TableOptions
 from veneer.errors import DataError, InputError, UserMistake
 from veneer.files import replacing_file
+from veneer.naming import setting
 from veneer.tasks.base import Answer, Input
 from veneer.tasks.kind import InputStream
 from veneer.tasks.row_files import free_name, row_writer
@@ -51,15 +52,18 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
     very file that is answered."""
     if out.suffix.lower() not in _SUFFIXES:
         raise UserMistake(
-            f"--out {out}: the format is told by the name, which has to end in {', '.join(_SUFFIXES)}."
+            f"{setting('call.out', out)}: the format is told by the name, which has to end in {', '.join(_SUFFIXES)}."
         )
     if out.is_dir():
-        raise UserMistake(f"--out {out} is a folder; expected the name of a file.")
+        raise UserMistake(f"{setting('call.out', out)} is a folder; expected the name of a file.")
     if out.exists() and source.exists() and out.samefile(source):
-        raise UserMistake(f"--out {out} is the file that is read, which would be lost. Give another name.")
+        raise UserMistake(
+            f"{setting('call.out', out)} is the file that is read, which would be lost. Give another name."
+        )
     if out.exists() and not overwrite:
         raise UserMistake(
-            f"{out} exists already. Give --overwrite to replace it, or another name with --out."
+            f"{out} exists already. Give {setting('call.overwrite', True)} to replace it, or another name with "
+            f"{setting('call.out')}."
         )
 
 

@@ -21,6 +21,7 @@ from veneer.data.hashing import group_equal
 from veneer.data.preview import PreviewText, ShownToken
 from veneer.data.questions import Question, Questions
 from veneer.errors import DataError, InputError
+from veneer.naming import setting
 from veneer.tasks.base import Encoded, Input
 from veneer.tasks.windows import Pair, Placed, Windows, place_answers, split_windows
 
@@ -122,10 +123,10 @@ def _pair(one: Input, place: int) -> Pair:
     if missing or set(given) - set(INPUTS):
         extra = [name for name in given if name not in INPUTS]
         fault = f"has no {' and no '.join(missing)}" if missing else f"gives {extra[0]!r} too"
+        both = " and ".join(setting(f"call.{name}", plain=repr(name)) for name in ("question", "context"))
         raise InputError(
             place,
-            f" {fault}; this adapter answers a question about a context: "
-            '{"question": "...", "context": "..."}, or --question and --context on the command line.',
+            f" {fault}; this adapter answers a question about a context: give {both}, each a text.",
         )
     return given["question"], given["context"]
 

@@ -15,6 +15,7 @@ from veneer.adapter import CONFIG, TENSORS, read_adapter
 from veneer.errors import MissingExtraError, UserMistake
 from veneer.files import refuse_existing, replacing_folder, write_bytes, write_text
 from veneer.models.heads import native_pooling
+from veneer.naming import setting
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.drift import Drift
 from veneer.tasks.exported_entities import write_entities
@@ -106,7 +107,7 @@ def _write_onnx(folder: Path, name: str, adapted: Adapted) -> Drift:
     if adapted.task.head.form == "sequence":
         return write_texts(folder, name, adapted, graph=MODEL, labels=LABELS)
     raise UserMistake(
-        "veneer export --format onnx works for classification, regression and entities; this adapter is for "
+        f"{setting('call.format', 'onnx')} works for classification, regression and entities; this adapter is for "
         f"{adapted.task.name}. Merge it (veneer merge) and export the model with another tool, or use it with PEFT: "
         "its folder is an ordinary PEFT adapter."
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from veneer.adapter import Golden
 from veneer.errors import AdapterError, DriftError
 from veneer.models import cast_frozen_
+from veneer.naming import setting
 from veneer.tasks.base import Encoded, Input, Outputs
 from veneer.tasks.rounded import round_base_
 
@@ -106,7 +107,7 @@ def replay(adapted: Adapted, golden: Golden) -> None:
             f"This adapter does not answer as it did when it was stored: golden input {row} gives "
             f"{_listed(found[row])}, stored was {_listed(stored[row])} "
             f"(limit {limit:.1e}). Its files, its base or a library has changed; train it again, or load it with "
-            "verify=False (--no-verify) if you know why."
+            f"{setting('call.verify', False)} if you know why."
         )
 
 

@@ -27,6 +27,7 @@ from veneer.data.prompts import PromptFile, read_prompts
 from veneer.data.sources import Source
 from veneer.data.tables import Table, TableOptions
 from veneer.errors import DataError
+from veneer.naming import setting
 from veneer.strict import StrictModel
 from veneer.tasks.base import Input
 from veneer.tasks.kind import Labelled
@@ -70,7 +71,8 @@ def claims(source: Source, decoder: bool | None) -> str | None:
         return f"columns {', '.join(others)} and {last}" if others else f"column {last}, a list of messages"
     roles = set(source.config.columns)
     if roles & {"instruction", "prompt", "messages"}:
-        return f"--column {sorted(roles & {'instruction', 'prompt', 'messages'})[0]}"
+        role = sorted(roles & {"instruction", "prompt", "messages"})[0]
+        return setting("data.columns", {role: source.config.columns[role]})
     if decoder and len(source.columns) == 1:
         return "one column of text, and a base that writes"
     return None
@@ -117,7 +119,7 @@ def labelled(task: Any, data: Mapping[str, Any], source: Source) -> Labelled:
         raise DataError(
             f"{source.config.source} holds {'texts' if rows.columns.form == 'text' else 'questions and answers'}; the "
             f"adapter learnt {'texts as they stand' if task.data == 'text' else 'to answer'}. Name the columns to read "
-            "with --column ROLE=NAME, or give another file."
+            f"with {setting('data.columns', {'ROLE': 'NAME'})}, or give another file."
         )
     return Labelled(rows, (*source.choices, *notes.choices), (*source.warnings, *notes.warnings))
 

@@ -20,7 +20,7 @@ from veneer.data.tokens import TokenStore
 from veneer.errors import ConfigError, DataError
 from veneer.naming import settable, setting
 from veneer.tasks.base import Encoded
-from veneer.tasks.rendered import NOT_READ, Cut, Rendering, next_labels
+from veneer.tasks.rendered import NOT_READ, Cut, Rendering, hidden_note, next_labels
 
 __all__ = ["Details", "Features"]
 
@@ -142,12 +142,8 @@ class Features:
                 else f"Likewise {copies}."
             )
         for role, n in self.hidden.items():
-            what = "system prompt" if role == "system" else "user's words"
-            found.append(
-                f"The template writes nothing of the {what} in {counted(n, 'conversation')} of {part}, so that the "
-                f"model never sees it. Take another template ({setting('options.template', 'NAME')}), or put it "
-                "into the first question."
-            )
+            mend = f"Take another template ({setting('options.template', 'NAME')}), or put it into the first question."
+            found.append(hidden_note(role, f" in {counted(n, 'conversation')} of {part}", mend))
         if self.cut_in_part or self.cut_whole:
             longer = (
                 f" Raise {setting('max_length')} if the base reads more." if settable("max_length") else ""

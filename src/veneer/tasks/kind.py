@@ -25,6 +25,7 @@ from veneer.evaluation.mistakes import Mistake
 from veneer.evaluation.scores import Metrics
 from veneer.models.forms import HeadForm, HeadSpec
 from veneer.models.heads import Pooling
+from veneer.naming import setting
 from veneer.strict import StrictModel
 from veneer.tasks.base import Answer, Encoded, Input, Outputs, Task
 
@@ -281,11 +282,16 @@ class Kind:
             own = (
                 f"It has {', '.join(self.roles)}."
                 if self.roles
-                else "It reads --text-column, --text-pair-column and --label-column."
+                else f"It reads {setting('data.text_column')}, {setting('data.text_pair_column')} and "
+                f"{setting('data.label_column')}."
             )
             others = set(known)
             near = (
-                "It is another task's (--task)." if role in others else nearest(role, {*self.roles, *others})
+                f"It is another task's ({setting('task')})."
+                if role in others
+                else nearest(role, {*self.roles, *others})
             )
             mend = " ".join(filter(None, [near, own]))
-            raise ConfigError(f"--column {role}={name}: the task {self.name} has no column {role!r}. {mend}")
+            raise ConfigError(
+                f"{setting('data.columns', {role: name})}: the task {self.name} has no column {role!r}. {mend}"
+            )

@@ -19,6 +19,7 @@ from veneer.data.reading import labelled
 from veneer.data.rows import LabelForm, Split
 from veneer.data.sources import Source
 from veneer.errors import DataError
+from veneer.naming import setting
 from veneer.tasks.kind import Labelled
 
 __all__ = ["labelled_rows"]
@@ -94,11 +95,11 @@ def _check_pair(source: Source, split: Split, pair: bool) -> None:
     if pair:
         raise DataError(
             f"{source.config.source}: this adapter reads two texts of each row, and only {split.text_column!r} is one. "
-            "Name the columns with --text-column and --text-pair-column."
+            f"Name the columns with {setting('data.text_column')} and {setting('data.text_pair_column')}."
         )
     raise DataError(
         f"{source.config.source}: this adapter reads one text of each row; two were found ({split.text_column!r} and "
-        f"{split.pair_column!r}). Name the one with --text-column."
+        f"{split.pair_column!r}). Name the one with {setting('data.text_column')}."
     )
 
 

@@ -19,6 +19,7 @@ from veneer.errors import AdapterError, BaseError, DriftError
 from veneer.lora import load_adapter_state_dict, lora_config_from_peft
 from veneer.models import Base, cast_frozen_, load_base
 from veneer.models.heads import native_pooling
+from veneer.naming import setting
 from veneer.tasks.adapted import Adapted, adapt
 from veneer.tasks.base import Task
 from veneer.tasks.golden import replay
@@ -87,7 +88,9 @@ def _base_and_task(folder: AdapterFolder, base: str | None) -> tuple[Base, Task]
         task = task_from_facts(facts.task, facts.task_facts)
     name = base or folder.peft_config.get("base_model_name_or_path")
     if not name:
-        raise AdapterError(f"{folder.path} does not say which base it belongs to. Name it with --base.")
+        raise AdapterError(
+            f"{folder.path} does not say which base it belongs to. Name it with {setting('base')}."
+        )
     revision = None if base else folder.peft_config.get("revision")
     try:
         found = load_base(str(name), head=task.head, revision=revision)
@@ -96,7 +99,7 @@ def _base_and_task(folder: AdapterFolder, base: str | None) -> tuple[Base, Task]
             raise
         raise BaseError(
             f"{folder.path} belongs to the base {name}, which can't be had: {error} If it lies elsewhere now, say "
-            "where with --base."
+            f"where with {setting('base')}."
         ) from error
     if facts is not None:
         _check_base(found, facts)
@@ -126,8 +129,8 @@ def _check_stored(adapted: Adapted, folder: AdapterFolder) -> None:
         replay(adapted, folder.facts.golden)
     if folder.changed:
         raise DriftError(
-            f"{folder.path}: {'; '.join(folder.changed)}. Copy the folder again, or load it with verify=False "
-            "(--no-verify) if you changed it yourself."
+            f"{folder.path}: {'; '.join(folder.changed)}. Copy the folder again, or load it with "
+            f"{setting('call.verify', False)} if you changed it yourself."
         )
 
 
@@ -144,5 +147,5 @@ def _check_base(base: Base, facts: Facts) -> None:
     if faults:
         raise BaseError(
             f"{base.name} is not the base of this adapter ({facts.base.name}): {'; '.join(faults)}. "
-            "Name the right one with --base."
+            f"Name the right one with {setting('base')}."
         )

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 from veneer.data.conversations import Turn
 from veneer.errors import DataError
 from veneer.tasks.encoding import special_ends
-from veneer.tasks.rendered import Renderer
+from veneer.tasks.rendered import Renderer, Rendering
 from veneer.tasks.templates import Template
 
-__all__ = ["Prompt", "answer_ends", "only_text", "prompt_ids", "text_ids", "turns_of"]
+__all__ = ["Prompt", "answer_ends", "only_text", "prompt_ids", "rendered_prompt", "text_ids", "turns_of"]
 
 Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[Turn | Mapping[str, Any]]
 """A text; a row (instruction and input, prompt, or messages; system); or a conversation."""
@@ -91,8 +91,13 @@ def prompt_ids(template: Template, turns: Sequence[Turn], tokenizer: Any) -> lis
     Raises:
         DataError: the template can't show these turns, or the tokenizer has no end of text.
     """
+    return rendered_prompt(template, turns, tokenizer).parts[-1].ids
+
+
+def rendered_prompt(template: Template, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
+    """As `prompt_ids`, with whose words the template writes nothing of. Errors as there."""
     try:
-        return Renderer(template, tokenizer).prompts([turns])[0]
+        return Renderer(template, tokenizer).asked([turns])[0]
     except ValueError as error:
         raise DataError(f"{error.args[-1]}.") from error
 

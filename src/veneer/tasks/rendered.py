@@ -20,7 +20,7 @@ from veneer.errors import DataError
 from veneer.tasks.encoding import special_ends
 from veneer.tasks.templates import Piece, Template
 
-__all__ = ["NOT_READ", "Cut", "Loss", "Rendered", "Renderer", "Rendering", "next_labels"]
+__all__ = ["NOT_READ", "Cut", "Loss", "Rendered", "Renderer", "Rendering", "hidden_note", "next_labels"]
 
 _T = TypeVar("_T")
 
@@ -103,6 +103,16 @@ class Rendering:
     hidden: tuple[str, ...] = ()
 
 
+def hidden_note(role: str, where: str, mend: str) -> str:
+    """What a person should know where words of `role` are hidden.
+
+    >>> hidden_note("system", " in 2 of 3 prompts", "Put it into the question.")[:66]
+    'The template writes nothing of the system prompt in 2 of 3 prompts'
+    """
+    what = "system prompt" if role == "system" else "user's words"
+    return f"The template writes nothing of the {what}{where}, so that the model never sees it. {mend}"
+
+
 def _hidden(turns: Sequence[Turn], pieces: Sequence[Piece]) -> tuple[str, ...]:
     """Roles of turns, other than answers, whose words stand nowhere in the rendered text."""
     text = " ".join("".join(piece.text for piece in pieces).split())
@@ -183,10 +193,18 @@ class Renderer:
         Raises:
             ValueError: as `conversations`.
         """
+        return [one.parts[-1].ids for one in self.asked(many)]
+
+    def asked(self, many: Sequence[Sequence[Turn]]) -> list[Rendering]:
+        """As `prompts`, and whose words the template writes nothing of.
+
+        Raises:
+            ValueError: as `conversations`.
+        """
         every = [self._tried(self.template.pieces, place, turns) for place, turns in enumerate(many)]
         return [
-            self._marked(pieces, ids, "all").ids
-            for pieces, ids in zip(every, self._tokenised(every), strict=True)
+            Rendering([self._marked(pieces, ids, "all")], hidden=_hidden(turns, pieces))
+            for turns, pieces, ids in zip(many, every, self._tokenised(every), strict=True)
         ]
 
     def _tried(self, render: Callable[[Sequence[Turn], Any], _T], place: int, turns: Sequence[Turn]) -> _T:

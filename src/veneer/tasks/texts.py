@@ -17,6 +17,7 @@ from veneer.data.preview import PreviewText
 from veneer.data.ragged import Ragged
 from veneer.data.rows import Split
 from veneer.errors import InputError
+from veneer.naming import setting
 from veneer.tasks.base import Encoded, Input
 from veneer.tasks.encoding import TokenLists, encode_texts, token_shower, token_store
 from veneer.tasks.kind import Making
@@ -93,8 +94,8 @@ def given_texts(one: Input, names: tuple[str, ...], place: int = 0) -> tuple[str
     got = " and ".join(repr(name) for name in given) or "nothing"
     raise InputError(
         place,
-        f" gives {got}; this adapter reads {wanted}, each of them a text. On the command line the "
-        "second one is given with --pair."
+        f" gives {got}; this adapter reads {wanted}, each of them a text. Give the second one as "
+        f"{setting('call.pair', plain=repr(names[1]))}."
         if len(names) > 1
         else f" gives {got}; this adapter reads {wanted}, a text.",
     )

@@ -9,6 +9,8 @@ This file joins a loaded base with `veneer.engine.generation`; it knows no termi
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,14 +25,17 @@ from veneer.errors import DataError, UserMistake
 from veneer.lora import disabled
 from veneer.models import Base, cast_frozen_, load_base
 from veneer.models.forms import HeadSpec
+from veneer.naming import setting
 from veneer.tasks.adapted import Adapted
 from veneer.tasks.loading import load
-from veneer.tasks.prompting import Prompt, answer_ends, only_text, prompt_ids, text_ids, turns_of
+from veneer.tasks.prompting import Prompt, answer_ends, only_text, rendered_prompt, text_ids, turns_of
+from veneer.tasks.rendered import Rendered, Rendering, hidden_note
 from veneer.tasks.rounded import round_base_
 from veneer.tasks.templates import Template, choose_template
 
-__all__ = ["Writer", "load_writer", "writer_of"]
+__all__ = ["Writer", "load_writer", "warn_of_hidden", "writer_of"]
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -74,20 +79,40 @@ class Writer:
         Raises:
             DataError: it is no prompt, is empty, or the template can't show it.
         """
+        return self.rendered(prompt, raw=raw).parts[-1].ids
+
+    def rendered(self, prompt: Prompt, *, raw: bool = False) -> Rendering:
+        """As `ids`, with whose words the template writes nothing of. Errors as there."""
         turns = turns_of(prompt)
         if raw or self.plain:
-            return text_ids(only_text(turns), self.base.tokenizer)
-        return prompt_ids(self.template, turns, self.base.tokenizer)
+            ids = text_ids(only_text(turns), self.base.tokenizer)
+            return Rendering([Rendered(ids, [False] * len(ids))])
+        return rendered_prompt(self.template, turns, self.base.tokenizer)
 
     def all_ids(self, prompts: Sequence[Prompt], *, raw: bool = False) -> list[list[int]]:
-        """The tokens of many prompts; an error names the prompt, counted from 1."""
+        """The tokens of many prompts; an error names the prompt, counted from 1.
+
+        Words that the template writes nothing of are logged as a warning: the same words of a writer once.
+        """
         found = []
+        hidden: Counter[str] = Counter()
+        told = len(self._told)
         for row, prompt in enumerate(prompts, start=1):
             try:
-                found.append(self.ids(prompt, raw=raw))
+                one = self.rendered(prompt, raw=raw)
             except DataError as error:
                 raise DataError(f"prompt {row}: {error}") from error
+            found.append(one.parts[-1].ids)
+            hidden.update(one.hidden)
+            self._told.update(turn.content for turn in turns_of(prompt) if turn.role in one.hidden)
+        if len(self._told) > told:
+            warn_of_hidden(hidden, len(prompts))
         return found
+
+    @cached_property
+    def _told(self) -> set[str]:
+        """Hidden words of which a warning was given."""
+        return set()
 
     def generate(
         self,
@@ -146,6 +171,18 @@ class Writer:
         return disabled(self.base.model)
 
 
+def warn_of_hidden(hidden: Mapping[str, int], prompts: int) -> None:
+    """Log whose words the template writes nothing of; `hidden`: in how many of so many prompts, by role."""
+    for role, n in hidden.items():
+        mend = {
+            "system": "Put it into the question.",
+            "user": f"Let the text go on without the template ({setting('call.raw', True)}).",
+        }
+        _log.warning(
+            hidden_note(role, f" in {n:,} of {prompts:,} prompts" if prompts > 1 else "", mend[role])
+        )
+
+
 def load_writer(
     adapter: str | Path | None = None,
     *,
@@ -173,7 +210,7 @@ def load_writer(
         _refuse_model(Path(adapter))
         return writer_of(load(adapter, base=base, precision=precision, device=device, verify=verify))
     if base is None:
-        raise UserMistake("name an adapter folder, or a base with --base.")
+        raise UserMistake(f"name an adapter folder, or a base with {setting('base')}.")
     place = choose_device(device)
     found = load_base(base, head=HeadSpec("causal"))
     chosen = round_base_(found, choose_precision(precision, place))
@@ -200,7 +237,7 @@ def writer_of(adapted: Adapted) -> Writer:
 def _refuse_model(folder: Path) -> None:
     if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise UserMistake(
-            f"{folder} holds a whole model and no adapter. Give it as the base: --base {folder}"
+            f"{folder} holds a whole model and no adapter. Give it as the base: {setting('base', repr(str(folder)))}"
         )
 
 

@@ -25,9 +25,11 @@ from veneer.engine.generation import Sampling
 from veneer.errors import CheckpointError, DataError, Interrupted
 from veneer.files import replacing_file, writing_to
 from veneer.models.hashing import file_hash
+from veneer.naming import setting
 from veneer.tasks.answering import check_out
+from veneer.tasks.rendered import Rendering
 from veneer.tasks.row_files import free_name, row_writer
-from veneer.tasks.writing import Writer
+from veneer.tasks.writing import Writer, warn_of_hidden
 
 __all__ = ["Written", "write_file"]
 
@@ -132,24 +134,33 @@ class _Rows:
     def __init__(self, prompts: PromptFile, writer: Writer, system: str, raw: bool) -> None:
         self.prompts, self.writer, self.system, self.raw = prompts, writer, system, raw
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        """(row from 0, token ids) of each prompt; no ids where there is none."""
+    def __iter__(self) -> Iterator[tuple[int, Rendering | None]]:
+        """(row from 0, tokens) of each prompt; None where there is none."""
         for row, (_, turns) in enumerate(self.prompts):
             try:
-                yield row, self.writer.ids(self._with_system(turns), raw=self.raw) if turns else []
+                yield row, self.writer.rendered(self._with_system(turns), raw=self.raw) if turns else None
             except DataError as error:
                 raise DataError(f"{self.prompts.path}, row {row + 1:,}: {error}") from error
 
     def check(self) -> int:
-        """The number of rows; raises `DataError` for a prompt that can't be answered, before hours of others are."""
+        """The number of rows; raises `DataError` for a prompt that can't be answered, before hours of others are.
+
+        Words that the template writes nothing of are logged as a warning.
+        """
         limit, rows = self.writer.base.max_length, 0
-        for row, ids in self:
+        hidden: Counter[str] = Counter()
+        for row, prompt in self:
             rows += 1
-            if len(ids) >= limit:
+            if prompt is None:
+                continue
+            hidden.update(prompt.hidden)
+            tokens = len(prompt.parts[-1].ids)
+            if tokens >= limit:
                 raise DataError(
-                    f"{self.prompts.path}, row {row + 1:,}: the prompt has {len(ids):,} tokens; the base reads "
+                    f"{self.prompts.path}, row {row + 1:,}: the prompt has {tokens:,} tokens; the base reads "
                     f"{limit:,} at most, answer and all. Shorten or remove it."
                 )
+        warn_of_hidden(hidden, rows)
         return rows
 
     def _with_system(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
@@ -200,7 +211,7 @@ class _Kept:
         if differs:
             raise CheckpointError(
                 f"{self.path} holds the answers of a run that was stopped, with another {', '.join(differs)}. Give "
-                "the same command as then to go on, or --fresh to discard them."
+                f"the same command as then to go on, or {setting('call.fresh', True)} to discard them."
             )
         for line in lines[1:-1]:  # the last one is empty, or half a line
             answer = json.loads(line)
@@ -230,7 +241,9 @@ def _identity(rows: _Rows, sampling: Sampling) -> dict[str, Any]:
 
 def _answer(rows: _Rows, sampling: Sampling, kept: _Kept, progress: Callable[[int], None]) -> None:
     """Answer the prompts that have no answer yet; `progress` is told how many have one."""
-    waiting = ((row, ids) for row, ids in rows if ids and row not in kept.answers)
+    waiting = (
+        (row, prompt.parts[-1].ids) for row, prompt in rows if prompt is not None and row not in kept.answers
+    )
     done = len(kept.answers)
     while chunk := list(islice(waiting, CHUNK)):
         numbers, prompts = [row for row, _ in chunk], [ids for _, ids in chunk]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from veneer.errors import CheckpointError
 from veneer.files import replacing_folder, write_bytes, write_text
+from veneer.naming import setting
 
 __all__ = ["Checkpoint", "latest_checkpoint", "save_checkpoint"]
 
@@ -91,13 +92,14 @@ def latest_checkpoint(folder: Path, identity: Mapping[str, str]) -> Checkpoint |
         }
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is damaged ({error}). Start again with --fresh, which discards it."
+            f"{path} is damaged ({error}). Start again with {setting('call.fresh', True)}, which discards it."
         ) from error
     differs = [key for key in identity if found_identity.get(key) != identity[key]]
     if differs:
         raise CheckpointError(
             f"{path.parent} holds an unfinished run {' and '.join(_OTHERS[key] for key in differs)}. "
-            "Finish it with its own settings, discard it with --fresh, or train under another name (--out)."
+            f"Finish it with its own settings, discard it with {setting('call.fresh', True)}, or train under another "
+            f"name ({setting('call.out')})."
         )
     return Checkpoint(step=step, identity=found_identity, progress=progress, **tensors)
 

@@ -128,15 +128,15 @@ def set_up(
     stores = _stores(adapted, prepared, kind.cut_says(task), choices, warnings)
     if config.batch_size is None:
         config = config.replace(batch_size=_batch_size(stores["train"], choices))
-    plan = Plan(
-        len(stores["train"]),
-        config.batch_size or 1,
-        config.gradient_accumulation,
-        config.epochs or 1,
-        config.seed,
-    )
+    plan = _plan(config, len(stores["train"]))
     prefixes = _prefixes(adapted, stores, config, choices, say)
     return Run(config, prepared, adapted, stores, plan, prefixes, choices, warnings)
+
+
+def _plan(config: TrainConfig, examples: int) -> Plan:
+    return Plan(
+        examples, config.batch_size or 1, config.gradient_accumulation, config.epochs or 1, config.seed
+    )
 
 
 def _recomputing(adapted: Adapted) -> Adapted:

@@ -17,6 +17,7 @@ from typing import Any
 from veneer.data.choices import Choice
 from veneer.errors import CheckpointError
 from veneer.files import write_text
+from veneer.naming import setting
 from veneer.training.config import TrainConfig
 from veneer.training.prepare import Run
 
@@ -42,7 +43,8 @@ def unfinished(folder: Path, config: TrainConfig) -> TrainConfig:
     if differs:
         raise CheckpointError(
             f"{folder} holds an unfinished run with other settings ({'; '.join(differs)}). Finish it with its own "
-            "settings, discard it with --fresh, or train under another name with --out."
+            f"settings, discard it with {setting('call.fresh', True)}, or train under another name with "
+            f"{setting('call.out')}."
         )
     return TrainConfig.from_yaml(folder / "resolved.yaml")
 

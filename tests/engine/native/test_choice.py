@@ -29,7 +29,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing compiled yet, and an empty cache."""
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    for found in (building.built, choosing._tried):
+    for found in (building._outcome, choosing._tried):
         found.cache_clear()
     return tmp_path
 
@@ -38,7 +38,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def as_it_was() -> Iterator[None]:
     with own_kernels():
         yield
-    for found in (building.built, choosing._tried):
+    for found in (building._outcome, choosing._tried):
         found.cache_clear()
 
 
@@ -69,7 +69,7 @@ def test_they_are_compiled_once(fresh: Path, caplog: pytest.LogCaptureFixture) -
         return [file.stat().st_mtime_ns for file in (fresh / "cache" / "kernels").iterdir()]
 
     (before,) = times()
-    for found in (building.built, choosing._tried):
+    for found in (building._outcome, choosing._tried):
         found.cache_clear()
     assert choose_kernels("auto", CPU).name == "compiled"
     assert times() == [before]
@@ -93,17 +93,52 @@ def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "echo 'kernels.c:1: error: no such thing' >&2; exit 1",
             "mine failed: kernels.c:1: error: no such thing",
         ),
+        (
+            "echo '/usr/bin/ld: cannot find -lomp' >&2; echo 'mine: error: linker command failed' >&2; exit 1",
+            "mine failed: /usr/bin/ld: cannot find -lomp",
+        ),
         ("exit 3", "mine failed: without a word"),
         ("exit 0", "could not be run|No such file"),
         ('while [ "$1" != -o ]; do shift; done; echo text > "$2"', "can't be loaded"),
     ],
-    ids=["an error", "no words", "nothing made", "no library"],
+    ids=["an error", "a linker", "no words", "nothing made", "no library"],
 )
 def test_a_compiler_that_fails(fresh: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str) -> None:
     monkeypatch.setenv("CC", str(script(fresh / "bin" / "mine", text)))
     with pytest.raises(ConfigError, match=says):
         choose_kernels("compiled", CPU)
     assert choose_kernels("auto", CPU).name == "pytorch"
+
+
+def test_a_compiler_that_fails_is_run_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = fresh / "runs"
+    monkeypatch.setenv("CC", str(script(fresh / "bin" / "mine", f"echo >> {runs}; exit 1")))
+    assert {choose_kernels("auto", CPU).name for _ in range(3)} == {"pytorch"}
+    assert runs.read_text(encoding="utf-8") == "\n"
+
+
+@needs_compiler
+def test_a_compiler_with_an_openmp_of_its_own_is_refused_each_time(fresh: Path) -> None:
+    # clang links LLVM's: a library of that name, loaded beside PyTorch's, is what counts
+    own = fresh / "bin" / "libomp.so.5"
+    mine = script(
+        fresh / "bin" / "mine",
+        f"echo 'int nothing;' | gcc -shared -fPIC -x c -o {own} - || exit 1\n"
+        f'exec gcc "$@" -Wl,--no-as-needed {own}',
+    )
+    code = (
+        "import torch\n"
+        "from veneer.engine.native import choose_kernels\n"
+        "for _ in range(2): print(choose_kernels('auto', torch.device('cpu')).reason)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CC": str(mine)},
+        capture_output=True,
+        text=True,
+    )
+    says = "compiled ones are faster, but mine has an OpenMP other than PyTorch's; gcc has the same (CC=gcc)"
+    assert done.stdout.splitlines() == [says, says], done.stderr
 
 
 @needs_compiler

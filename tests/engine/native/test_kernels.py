@@ -32,7 +32,7 @@ def compiled(request: pytest.FixtureRequest) -> Kernels:
     flags = tuple(flag.replace("native", request.param) for flag in building._FLAGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "_FLAGS", flags)
-        return Kernels(building.built.__wrapped__().library)
+        return Kernels(building._made().library)
 
 
 @pytest.fixture(scope="module")

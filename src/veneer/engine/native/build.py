@@ -62,13 +62,30 @@ class Built:
     compiler: str
 
 
-@lru_cache(maxsize=1)
 def built() -> Built:
-    """The library, compiled if it is not in the cache.
+    """The library, compiled if it is not in the cache; of a process the first answer stands, whatever it is.
 
     Raises:
         NotBuiltError: no compiler, or it or the library failed.
     """
+    found = _outcome()
+    if isinstance(found, str):
+        raise NotBuiltError(found)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _outcome() -> Built | str:
+    """The library, or why there is none: a compiler that failed is not run again, and an OpenMP that came with a
+    refused library, and stays in the process, is not taken for PyTorch's.
+    """
+    try:
+        return _made()
+    except NotBuiltError as error:
+        return str(error)
+
+
+def _made() -> Built:
     if not sys.platform.startswith("linux"):
         raise NotBuiltError(f"they are tried on Linux only, and this is {platform.system()}")
     compiler = _compiler()
@@ -86,7 +103,9 @@ def built() -> Built:
     except OSError as error:
         raise NotBuiltError(f"what {Path(compiler).name} made can't be loaded: {error}") from error
     if _openmp() - before:
-        raise NotBuiltError(f"{Path(compiler).name} has an OpenMP other than PyTorch's; gcc has the same")
+        raise NotBuiltError(
+            f"{Path(compiler).name} has an OpenMP other than PyTorch's; gcc has the same (CC=gcc)"
+        )
     return Built(library, Path(compiler).name)
 
 
@@ -143,10 +162,15 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
                 start_new_session=True,  # Ctrl-C ends the compiler through us, not as a compiler that failed
             )
             if done.returncode:
-                said = [line for line in done.stderr.splitlines() if "error" in line] or ["without a word"]
-                raise NotBuiltError(f"{Path(compiler).name} failed: {said[0]}")
+                raise NotBuiltError(f"{Path(compiler).name} failed: {_reason(done.stderr)}")
             made.replace(path)
     except subprocess.TimeoutExpired as error:
         raise NotBuiltError(f"{Path(compiler).name} took more than {_SECONDS} seconds") from error
     except OSError as error:
         raise NotBuiltError(f"{Path(compiler).name} could not be run: {error}") from error
+
+
+def _reason(said: str) -> str:
+    """The line of a compiler's words that says why: the linker's own, before the compiler says that it failed."""
+    lines = [line for line in said.splitlines() if re.search(r"error|\bld: ", line)]
+    return lines[0] if lines else "without a word"
