@@ -30,13 +30,28 @@ INLINE float FN(silu_slope)(float x) {
     return s + x * s * (1.0f - s);
 }
 
-/* y (n,) = f(x), and y (n,) = grad f'(x); y may be grad. */
+/* y (n,) = f(x), and y (n,) = grad f'(x); y may be grad. What is a page further is fetched meanwhile. */
+#define AT_ONCE (2 * LANES)
+#define A_PAGE (PAGE_BYTES / (size)sizeof(REAL))
 #define ACTIVATION(f)                                                                                                 \
     INLINE void FN(f##_values)(const REAL *x, REAL *y, size n) {                                                      \
-        for (size i = 0; i < n; i++) STORE(y + i, FN(f##_of)(LOAD(x + i)));                                           \
+        size i = 0;                                                                                                   \
+        for (; i + AT_ONCE <= n; i += AT_ONCE) {                                                                      \
+            FN(fetch)(x + i + A_PAGE, AT_ONCE, 0);                                                                    \
+            FN(fetch)(y + i + A_PAGE, AT_ONCE, 1);                                                                    \
+            for (size e = i; e < i + AT_ONCE; e++) STORE(y + e, FN(f##_of)(LOAD(x + e)));                             \
+        }                                                                                                             \
+        for (; i < n; i++) STORE(y + i, FN(f##_of)(LOAD(x + i)));                                                     \
     }                                                                                                                 \
     INLINE void FN(f##_gradients)(const REAL *grad, const REAL *x, REAL *y, size n) {                                 \
-        for (size i = 0; i < n; i++) STORE(y + i, LOAD(grad + i) * FN(f##_slope)(LOAD(x + i)));                       \
+        size i = 0;                                                                                                   \
+        for (; i + AT_ONCE <= n; i += AT_ONCE) {                                                                      \
+            FN(fetch)(x + i + A_PAGE, AT_ONCE, 0);                                                                    \
+            FN(fetch)(grad + i + A_PAGE, AT_ONCE, 0);                                                                 \
+            FN(fetch)(y + i + A_PAGE, AT_ONCE, 1);                                                                    \
+            for (size e = i; e < i + AT_ONCE; e++) STORE(y + e, LOAD(grad + e) * FN(f##_slope)(LOAD(x + e)));         \
+        }                                                                                                             \
+        for (; i < n; i++) STORE(y + i, LOAD(grad + i) * FN(f##_slope)(LOAD(x + i)));                                 \
     }                                                                                                                 \
     void FN(f##_value)(const REAL *x, REAL *y, size n, int threads) {                                                 \
         PARALLEL(threads) {                                                                                           \
@@ -57,3 +72,5 @@ ACTIVATION(gelu_tanh)
 ACTIVATION(gelu)
 ACTIVATION(silu)
 #undef ACTIVATION
+#undef AT_ONCE
+#undef A_PAGE

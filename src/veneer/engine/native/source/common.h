@@ -22,7 +22,7 @@ typedef uint16_t bf16;
 typedef ptrdiff_t size;
 typedef float wide __attribute__((vector_size(64), aligned(4), may_alias));
 
-enum { LANES = 16 };
+enum { LANES = 16, LINE_BYTES = 64, PAGE_BYTES = 4096, ROWS_AHEAD = 4 };
 #if defined(__AVX512F__)
 enum { ROWS = 8, COLUMNS = 2 }; /* of the block of `gemm` that stays in registers, in numbers and in wides */
 #else
@@ -72,13 +72,19 @@ INLINE float e_to_f32(float x) {
     p = fmaf(p, r, 1.6666665459e-1f);
     p = fmaf(p, r, 5.0000001201e-1f);
     p = fmaf(p, r * r, r) + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    int32_t bits = (int32_t)((uint32_t)((int32_t)n + 127) << 23);
     float power;
     memcpy(&power, &bits, 4);
     return p * power;
 }
 
+/* gcc has had clang's name for it since its version 12. */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+typedef int32_t places __attribute__((vector_size(64)));
+#define PAIRS(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
+#else
 #define PAIRS(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
 
 /* 16 rows of 16 floats -> the transposed block, in four rounds that exchange halves of pairs of rows. */
 INLINE void turn_block(const float *from, size ld, float *to, size ldto) {
@@ -115,7 +121,7 @@ INLINE float e_to_bf16(float x) {
     p = fmaf(p, r, 0.99999926f);
     int32_t bits;
     memcpy(&bits, &p, 4);
-    bits += (int32_t)n << 23;
+    bits += (int32_t)((uint32_t)(int32_t)n << 23);
     memcpy(&p, &bits, 4);
     return p;
 }

@@ -1,7 +1,8 @@
 /* Norms of rows and their gradients: the layer norm (Ba, Kiros & Hinton 2016, section 3), and without means the
    root-mean-square norm (Zhang & Sennrich 2019, section 4); included once for each dtype.
 
-   A row is read two or three times, while it is in the first cache; everything is in fp32 until it is stored. */
+   A row is read two or three times, while it is in the first cache, and one that comes later is fetched; everything is in
+   fp32 until it is stored. */
 
 /* y (rows, C) = (x - mean) / sqrt(mean square + eps) (weight + added) + bias, with means (rows,) and inverse roots (rows,);
    mean is NULL where none is taken away, bias where none is added. `twice`: rounded before the weight too. */
@@ -13,6 +14,8 @@ void FN(norm)(const REAL *x, const REAL *weight, const REAL *bias, float added, 
         for (size i = first; i < end; i++) {
             const REAL *from = x + i * C;
             REAL *to = y + i * C;
+            FN(fetch)(from + ROWS_AHEAD * C, C, 0);
+            FN(fetch)(to + ROWS_AHEAD * C, C, 1);
             float sum = 0.0f, squares = 0.0f;
             if (mean)
                 SUMS(sum) for (size j = 0; j < C; j++) sum += LOAD(from + j);
@@ -46,6 +49,10 @@ void FN(norm_gradient)(const REAL *grad, const REAL *x, const REAL *weight, floa
         for (size i = first; i < end; i++) {
             const REAL *g = grad + i * C, *from = x + i * C, *more = beside + i * C;
             REAL *to = gx + i * C;
+            FN(fetch)(g + ROWS_AHEAD * C, C, 0);
+            FN(fetch)(from + ROWS_AHEAD * C, C, 0);
+            FN(fetch)(to + ROWS_AHEAD * C, C, 1);
+            if (beside) FN(fetch)(more + ROWS_AHEAD * C, C, 0);
             float off = mean ? mean[i] : 0.0f, times = inverse[i], sum = 0.0f, along = 0.0f;
             SUMS(sum, along) for (size j = 0; j < C; j++) {
                 float own = LOAD(g + j) * (LOAD(weight + j) + added);

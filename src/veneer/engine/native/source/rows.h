@@ -19,3 +19,14 @@ static void FN(narrow)(const float *from, size ld, size n, size D, float factor,
         for (; d < D; d++) STORE(to + i * ldto + d, from[i * ld + d] * factor);
     }
 }
+
+/* Fetches into the first cache what is wanted of a row, or of what is written there, some microseconds later: the
+   processor's own fetching begins anew with each page. */
+INLINE void FN(fetch)(const REAL *from, size n, const int write) {
+    for (size i = 0; i < n; i += LINE_BYTES / sizeof(REAL)) {
+        if (write)
+            __builtin_prefetch(from + i, 1);
+        else
+            __builtin_prefetch(from + i);
+    }
+}
