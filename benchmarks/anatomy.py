@@ -40,6 +40,7 @@ _KERNELS = {
     **dict.fromkeys(("frozen_forward", "frozen_backward"), FROZEN),  # with the adapters in them
     **dict.fromkeys(("lora_forward", "lora_backward"), LORA),
     **dict.fromkeys(("attend", "attend_gradient", "read", "read_gradient"), ATTENTION),
+    **dict.fromkeys(("norm", "norm_gradient"), NORMS),
     **dict.fromkeys(("value", "gradient"), ACTIVATION),
 }
 """Methods of `veneer.engine.native.Kernels`, which the profiler sees as operators of this name."""

@@ -36,7 +36,7 @@ def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
     assert 0.0 < sum(found.phases.values()) <= found.step_ms
     assert min(found.phases.values()) > 0.0
     # Three blocks, every linear layer adapted: two norms each, and one is last.
-    norms = sum(op.calls for op in found.operators if op.name == "aten::native_layer_norm")
+    norms = sum(op.calls for op in found.operators if op.name in ("aten::native_layer_norm", "veneer::norm"))
     assert norms == 2 * 3 + 1
     assert "tiny-gpt2" in found.table(shapes=True)
 
@@ -48,7 +48,7 @@ def test_the_compiled_kernels_are_seen_by_name(tmp_path: Path) -> None:
     made = materials.make(WORKLOADS["tiny-gpt2"], tmp_path, tmp_path)
     found = anatomy(SideSpec("ours", "tiny-gpt2", made.to_json(), "bf16"), warm=2, steps=3)
     seen = {op.name.removeprefix("veneer::") for op in found.operators if op.name.startswith("veneer::")}
-    assert {"attend", "attend_gradient", "value", "gradient"} <= seen
+    assert {"attend", "attend_gradient", "value", "gradient", "norm", "norm_gradient"} <= seen
     assert {"frozen_backward", "lora_backward"} & seen
 
 

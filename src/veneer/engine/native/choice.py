@@ -114,31 +114,63 @@ def _tried() -> tuple[Kernels, str]:
     except AttributeError as error:
         raise NotBuiltError(f"what {library.compiler} made lacks a function: {error}") from error
     with torch.inference_mode(False), torch.no_grad():
-        for name, given, expected in _examples(found):
-            if not torch.allclose(given, expected, rtol=1e-4, atol=1e-5):
+        for name, given, expected, rounding in _examples(found):
+            off = 1e-5 + rounding * float(expected.abs().max())
+            if not torch.allclose(given, expected, rtol=1e-4, atol=off):
                 raise NotBuiltError(
                     f"what {library.compiler} made computes another {name} than PyTorch on this machine"
                 )
     return found, library.compiler
 
 
-def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(what, by the kernels, by PyTorch): in fp32, which goes through the same lines as bf16; LoRA also in bf16 and the
-    shapes of a matrix unit's tiles, with numbers that need no rounding."""
+def _examples(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """(what, by the kernels, by PyTorch, how far apart they may be, of the largest number)."""
+    yield from ((*example, 0.0) for example in _examples_of_rows(found))
+    yield from _examples_of_attention(found)
+    yield from ((*example, 0.0) for example in _examples_of_lora(found))
+
+
+def _examples_of_rows(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """In fp32, which goes through the same lines as bf16."""
     x = torch.arange(1200, dtype=torch.float32).mul_(0.37).sin_().mul_(3.0).view(20, 60)
     for name, of in (("silu", nn.functional.silu), ("gelu", nn.functional.gelu)):
         yield name, found.value(name, x), of(x)
     yield "tanh form of GELU", found.value("gelu_tanh", x), nn.functional.gelu(x, approximate="tanh")
-    qkv = x[:19].contiguous()
-    first = torch.tensor([0, 2, 19], dtype=torch.int32)
-    texts = Texts(first, first, 19, 17, 17, 2, 2, 10, 0.3, causal=True)
-    by_text = []
-    for text in qkv.split([2, 17]):
-        q, k, v = text.view(len(text), 3, 2, 10).permute(1, 2, 0, 3)
-        seen = torch.ones(len(text), len(text), dtype=torch.bool).tril()
-        p = (q @ k.transpose(1, 2) * 0.3).masked_fill(~seen, -torch.inf).softmax(-1)
-        by_text.append((p @ v).transpose(0, 1).flatten(1))
-    yield "attention", found.attend(qkv, texts), torch.cat(by_text)
+    y, mean, inverse = found.norm(x, x[0], x[1], 1e-5, centred=True)
+    yield "layer norm", y, nn.functional.layer_norm(x, (60,), x[0], x[1])
+    with torch.enable_grad():
+        wanted = x.clone().requires_grad_()
+        (of_x,) = torch.autograd.grad(nn.functional.layer_norm(wanted, (60,), x[0], x[1]), wanted, x.cos())
+    yield "gradient of a layer norm", found.norm_gradient(x.cos(), x, x[0], mean, inverse, x), of_x + x
+
+
+def _examples_of_attention(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """In fp32, and in bf16 in the shapes of a matrix unit's tiles."""
+    lengths = (2, 17, 40)
+    for size, dtype, rounding in ((10, torch.float32, 0.0), (32, torch.bfloat16, 0.02)):
+        first = torch.tensor([0, 2, 19, 59], dtype=torch.int32)
+        texts = Texts(first, first, 59, 40, 40, 2, 2, size, 0.3, causal=True)
+        qkv = torch.arange(59 * 6 * size, dtype=torch.float32).mul_(0.37).sin_().view(59, -1).to(dtype)
+        grad = qkv[:, : 2 * size].cos()
+        with torch.enable_grad():
+            wanted = qkv.float().requires_grad_()
+            y = torch.cat([_attention(text, size) for text in wanted.split(lengths)])
+            (of_qkv,) = torch.autograd.grad(y, wanted, grad.float())
+        yield "attention", found.attend(qkv, texts).float(), y.detach(), rounding
+        yield "gradient of attention", found.attend_gradient(qkv, grad, texts).float(), of_qkv, rounding
+
+
+def _attention(qkv: Tensor, size: int) -> Tensor:
+    """One causal text (n, 6 D) of two heads, scores times 0.3, as it is written -> (n, 2 D)."""
+    q, k, v = qkv.view(len(qkv), 3, 2, size).permute(1, 2, 0, 3)
+    seen = torch.ones(len(qkv), len(qkv), dtype=torch.bool).tril()
+    p = (q @ k.transpose(1, 2) * 0.3).masked_fill(~seen, -torch.inf).softmax(-1)
+    return (p @ v).transpose(0, 1).flatten(1)
+
+
+def _examples_of_lora(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """In fp32; also in bf16 and the shapes of a matrix unit's tiles, with numbers that need no rounding."""
+    x = torch.arange(1200, dtype=torch.float32).mul_(0.37).sin_().mul_(3.0).view(20, 60)
     A, B = x[:5, :60].contiguous(), x[:, 10:15].contiguous()
     y = torch.zeros(20, 20)
     found.lora_forward(x, y, Adapters([Part(A, B, 0, 0.7)]))
