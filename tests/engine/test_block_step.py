@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from reference.families import LENGTHS, texts_of
 from veneer.engine import Runner, compiled_attention, pack
 from veneer.engine.beginnings import beginnings_of
 from veneer.engine.block_step import BlockStep, ReadStep
+from veneer.engine.compiled_attention import row_attention
 from veneer.engine.native import kernels_for
+from veneer.engine.row_attention import RowAttention, attend_rows
 from veneer.lora import adapter_parameters
 
 
@@ -197,6 +200,25 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_twice(monkeypatch: pytest
     for name, p in adapter_parameters(model):
         if name in once:
             assert torch.allclose(p.grad, 2 * once[name])
+
+
+@pytest.mark.parametrize("size", [32, 40])
+def test_longer_texts_go_to_the_matrix_unit_whole(size: int) -> None:
+    """In bf16, and where its tiles take the heads: the numbers are those of block by block."""
+    layout = pack(texts_of([900, 5])).layout
+    plain = RowAttention(layout, 2, 0.1, True, None, None)
+    for dtype in (torch.float32, torch.bfloat16):
+        qkv = torch.randn(layout.rows, 6 * size, generator=torch.Generator().manual_seed(0)).to(dtype)
+        found, compiled = row_attention(plain, qkv, size), kernels_for(qkv)
+        tiled = (
+            compiled is not None and compiled.takes_frozen(32, 32) and dtype is torch.bfloat16 and size == 32
+        )
+        assert (found is not None) == tiled
+        if found is not None:
+            y = attend_rows(qkv, layout, 2, 0.1, causal=True)[: layout.tokens]
+            assert_close(found.forward(qkv)[0][: layout.tokens], y, rtol=0, atol=0.02)
+        longer = replace(plain, layout=pack(texts_of([2049])).layout)
+        assert row_attention(longer, qkv, size) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -134,10 +134,11 @@ class Block:
     def _attention(self, x: Tensor, layout: Layout, shared: Beginnings | None) -> Attention | None:
         """The attention over rows like those of x, of tokens or nodes; None where it has no such form."""
         rows = RowAttention(layout, self.heads, self.scaling, self.causal, self._kv_heads, self.before)
+        size = x.shape[1] // self.heads if self.turned is None else self.turned.size
         if shared is not None:
             by_hand = self.turned is None and not torch.is_grad_enabled()
-            return node_attention(rows, x, shared) if by_hand else None
-        found = row_attention(rows, x)
+            return node_attention(rows, x, size, shared) if by_hand else None
+        found = row_attention(rows, x, size)
         return found if self.turned is None or found is None else self.turned.attention(found, x)
 
     def _reading(self, x: Tensor, layout: Layout, reads: Tensor, node: Tensor | None) -> Reading:

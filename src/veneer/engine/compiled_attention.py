@@ -32,23 +32,31 @@ __all__ = [
 COMPILED_TOKENS = 768
 """Of the longest text that goes to the kernels whole; beyond it block by block is as fast (docs/experiments.md)."""
 
+TILED_TOKENS = 2048
+"""The same where the matrix unit computes it, which is faster still; every thread's scratch takes 16 MB then."""
 
-def row_attention(plain: RowAttention, like: Tensor) -> RowAttention | CompiledRows | None:
-    """The attention for rows like these: by the kernels where there are any; None where texts are too long for it."""
-    found = _kernels_for(plain, like)
+
+def row_attention(plain: RowAttention, like: Tensor, size: int) -> RowAttention | CompiledRows | None:
+    """The attention for rows like these, heads of so many numbers: by the kernels where there are any.
+
+    None where texts are too long for it.
+    """
+    found = _kernels_for(plain, like, size)
     if found is not None:
         return CompiledRows(plain, found)
     return plain if by_rows(like, plain.layout) else None
 
 
-def node_attention(plain: RowAttention, like: Tensor, shared: Beginnings) -> CompiledNodes | None:
+def node_attention(plain: RowAttention, like: Tensor, size: int, shared: Beginnings) -> CompiledNodes | None:
     """The same, without a gradient, where rows like these are states of nodes; None without kernels too."""
-    found = _kernels_for(plain, like)
+    found = _kernels_for(plain, like, size)
     return None if found is None else CompiledNodes(plain, found, shared)
 
 
-def _kernels_for(plain: RowAttention, like: Tensor) -> Kernels | None:
-    return kernels_for(like) if plain.layout.longest <= COMPILED_TOKENS else None
+def _kernels_for(plain: RowAttention, like: Tensor, size: int) -> Kernels | None:
+    found = kernels_for(like)
+    tiled = found is not None and found.attends_in_tiles(like.dtype, size)
+    return found if plain.layout.longest <= (TILED_TOKENS if tiled else COMPILED_TOKENS) else None
 
 
 def read_attention(plain: ReadAttention, like: Tensor) -> ReadAttention | CompiledRead:
@@ -62,7 +70,7 @@ class CompiledRows:
     """`RowAttention` by the kernels.
 
     Attributes:
-        plain: what it stands for; its texts may be longer here, up to `COMPILED_TOKENS`.
+        plain: what it stands for; its texts may be longer here, up to `COMPILED_TOKENS` or `TILED_TOKENS`.
         kernels: that compute.
     """
 

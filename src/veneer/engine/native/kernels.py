@@ -32,7 +32,7 @@ from veneer.engine.native.signatures import (
 __all__ = ["Kernels", "fits"]
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_FROZEN_STEP = 32  # of a weight's inputs and outputs
+_FROZEN_STEP = 32  # of a weight's inputs and outputs, and of a head's numbers
 _SHAPES = 4096  # of products, whose sizes of scratch are remembered
 
 
@@ -254,6 +254,10 @@ class Kernels:
             *self._shared_by_all(M, K, N, given, u, ld),
         )
         return found
+
+    def attends_in_tiles(self, dtype: torch.dtype, size: int) -> bool:
+        """Whether the matrix unit computes attention of this dtype, with heads of so many numbers."""
+        return bool(self._frozen) and dtype is torch.bfloat16 and not size % _FROZEN_STEP
 
     def takes_frozen(self, outputs: int, inputs: int) -> bool:
         """Whether there are products with a frozen bf16 weight of this shape."""

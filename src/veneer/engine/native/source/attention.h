@@ -93,12 +93,15 @@ static void FN(turned)(size n, size d, size m, const float *a, size lda, const f
 
 /* Floats of scratch that one thread wants for texts of up to so many queries and keys. */
 size FN(attention_scratch)(size queries, size keys, size D) {
-    size m = up_to_lanes(queries), n = up_to_lanes(keys), d = up_to_lanes(D);
-    size floats = (2 * m + most(m, n) + 5 * n) * d + 2 * m * n;
+    size tiled = 0;
 #ifdef WITH_AMX
-    floats = most(floats, amx_attention_floats(queries, keys, D));
+    if (amx_attends(D)) {
+        tiled = amx_attention_floats(queries, keys, D);
+        queries = least(queries, FEWEST_OF_GRADIENT); /* of the texts that are not */
+    }
 #endif
-    return floats;
+    size m = up_to_lanes(queries), n = up_to_lanes(keys), d = up_to_lanes(D);
+    return most(tiled, (2 * m + most(m, n) + 5 * n) * d + 2 * m * n);
 }
 
 /* out (rows, ldo): the texts' tokens; the rows from q_first[texts] on are set to zero. */
@@ -109,7 +112,7 @@ void FN(attend)(const FN(Texts) *t, REAL *out, size ldo, size rows, float *scrat
         float *mine = scratch + THREAD * floats;
 #ifdef WITH_AMX
         TileShapes before;
-        int tiles = t->D % PAIRS_OF == 0 && amx_allowed();
+        int tiles = amx_attends(t->D);
         if (tiles) amx_enter(&before);
 #endif
 #pragma omp for schedule(dynamic, 1)
@@ -151,7 +154,7 @@ void FN(attend_gradient)(const FN(Texts) *t, const REAL *grad, size ldo, REAL *g
         float *mine = scratch + THREAD * floats;
 #ifdef WITH_AMX
         TileShapes before;
-        int tiles = t->D % PAIRS_OF == 0 && amx_allowed();
+        int tiles = amx_attends(t->D);
         if (tiles) amx_enter(&before);
 #endif
 #pragma omp for schedule(dynamic, 1)

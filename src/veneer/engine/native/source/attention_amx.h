@@ -13,6 +13,9 @@ enum {
     FEWEST_OF_GRADIENT = 16,
 };
 
+/* Whether heads of D numbers are computed here, those of texts with enough queries. */
+static int amx_attends(size D) { return D % PAIRS_OF == 0 && amx_allowed(); }
+
 INLINE size up_to_pairs(size n) { return (n + PAIRS_OF - 1) / PAIRS_OF * PAIRS_OF; }
 
 /* What one thread wants in its scratch for texts of up to so many queries and keys, in floats. */
