@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,13 +68,17 @@ def bare_keys(source: str) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_message_names_a_key_that_has_a_flag(path: Path) -> None:
-    found = bare_keys(path.read_text(encoding="utf-8"))
-    if str(path.relative_to(ROOT)) in FOREIGN:
+def check(found: list[tuple[int, str]], path: Path, spared: Collection[str]) -> None:
+    """Nothing is found in a file, but in those of a list, where something is."""
+    if str(path.relative_to(ROOT)) in spared:
         assert found, "it names none any more: take it off the list"
     else:
         assert found == []
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_message_names_a_key_that_has_a_flag(path: Path) -> None:
+    check(bare_keys(path.read_text(encoding="utf-8")), path, FOREIGN)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +108,7 @@ def flags_in(source: str) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_message_names_a_flag(path: Path) -> None:
-    found = flags_in(path.read_text(encoding="utf-8"))
-    if str(path.relative_to(ROOT)) in SPELT:
-        assert found, "it names none any more: take it off the list"
-    else:
-        assert found == []
+    check(flags_in(path.read_text(encoding="utf-8")), path, SPELT)
 
 
 @pytest.mark.parametrize(

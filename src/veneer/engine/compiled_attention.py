@@ -20,6 +20,7 @@ from veneer.engine.row_attention import ReadAttention, RowAttention, by_rows
 
 __all__ = [
     "COMPILED_TOKENS",
+    "TILED_TOKENS",
     "CompiledNodes",
     "CompiledRead",
     "CompiledRows",

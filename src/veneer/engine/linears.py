@@ -85,7 +85,8 @@ class LinearGroup:
         layers = self.layers
         bases = [base_of(layer) for layer in layers]
         bias = _joined_bias(bases, dtype)
-        bias = None if bias is None else bias if columns is None else bias[columns]
+        if bias is not None and columns is not None:
+            bias = bias[columns]
         which = dtype, None if columns is None else (columns.start, columns.stop)
         if which in self._kept:
             made, joined = self._kept[which]

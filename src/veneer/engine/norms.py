@@ -99,8 +99,7 @@ def norm_gradients(
     x, mean, inverse = kept
     compiled = None if any(need) else kernels_for(grad, x)
     if compiled is not None and inverse.dtype == torch.float32 and (beside is None or fits(beside)):
-        _, _, form = _form(norm)
-        flat, added = x.view(-1, x.shape[-1]), form["added"]
+        flat, added = x.view(-1, x.shape[-1]), _RMS.get(type(norm).__name__, 0.0)
         gx = compiled.norm_gradient(grad, flat, norm.weight, mean, inverse, beside, added=added)
         return gx.view_as(x), [None] * len(need)
     of_parameters: list[Tensor | None]
