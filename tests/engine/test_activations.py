@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from transformers.activations import ACT2FN
 
 from veneer.engine.activations import activation_of
+from veneer.engine.frozen import has_blocks
 from veneer.engine.linears import LinearGroup
 
 NAMES = ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
@@ -55,7 +56,8 @@ def test_an_activation_behind_its_product(name: str, dtype: torch.dtype) -> None
     x = torch.randn(20, 48, dtype=dtype)
     found = LinearGroup((nn.ModuleDict({"up": layer}), "up")).joined(dtype).activated(x, activation)
     exact = ACT2FN[name](x.double() @ layer.weight.double().T + layer.bias.double())
-    assert_close(found.double(), exact, rtol=2**-8 if dtype is torch.bfloat16 else 1e-5, atol=1e-3)
+    once = 2**-8 if has_blocks() else 2**-7  # bf16: rounded once, or behind the product as well
+    assert_close(found.double(), exact, rtol=once if dtype is torch.bfloat16 else 1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)

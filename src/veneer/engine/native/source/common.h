@@ -1,6 +1,7 @@
 /* Numbers and small products that the kernels are made of. Plain C with vector extensions; no library.
 
-   A `wide` is 16 floats: one register with AVX-512, two with AVX2, four with NEON; the compiler divides it. */
+   A `reg` is what a register holds; LANES numbers are one with AVX-512, two with AVX2, four with NEON. A vector is never
+   longer than that: gcc keeps longer ones in memory, and a product of them is twelve times as slow. */
 
 #ifndef VENEER_COMMON_H
 #define VENEER_COMMON_H
@@ -20,14 +21,15 @@
 
 typedef uint16_t bf16;
 typedef ptrdiff_t size;
-typedef float wide __attribute__((vector_size(64), aligned(4), may_alias));
-
-enum { LANES = 16, LINE_BYTES = 64, PAGE_BYTES = 4096, ROWS_AHEAD = 4 };
 #if defined(__AVX512F__)
-enum { ROWS = 8, COLUMNS = 2 }; /* of the block of `gemm` that stays in registers, in numbers and in wides */
+enum { REG_BYTES = 64, ROWS = 8, COLUMNS = 2 }; /* ROWS, and COLUMNS of LANES, of the block of `gemm` that stays in registers */
+#elif defined(__AVX2__)
+enum { REG_BYTES = 32, ROWS = 6, COLUMNS = 1 };
 #else
-enum { ROWS = 6, COLUMNS = 1 };
+enum { REG_BYTES = 16, ROWS = 6, COLUMNS = 1 };
 #endif
+enum { LANES = 16, REG = REG_BYTES / 4, REGS = LANES / REG, LINE_BYTES = 64, PAGE_BYTES = 4096, ROWS_AHEAD = 4 };
+typedef float reg __attribute__((vector_size(REG_BYTES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -80,19 +82,19 @@ INLINE float e_to_f32(float x) {
 
 /* gcc has had clang's name for it since its version 12. */
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
-typedef int32_t places __attribute__((vector_size(64)));
+typedef int32_t places __attribute__((vector_size(REG_BYTES)));
 #define PAIRS(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
 #else
 #define PAIRS(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #endif
 
-/* 16 rows of 16 floats -> the transposed block, in four rounds that exchange halves of pairs of rows. */
-INLINE void turn_block(const float *from, size ld, float *to, size ldto) {
-    wide a[LANES], b[LANES];
-    for (int i = 0; i < LANES; i++) a[i] = *(const wide *)(from + i * ld);
-#define ROUND(x, y, h, low, high)                                                    \
-    for (int i = 0; i < LANES; i++)                                                  \
-        y[i] = i & h ? PAIRS(x[i - h], x[i], high) : PAIRS(x[i], x[i + h], low);
+/* REG rows of REG floats -> the transposed square, in rounds that exchange halves of pairs of rows. */
+INLINE void turn_square(const float *from, size ld, float *to, size ldto) {
+    reg a[REG], b[REG];
+    for (int i = 0; i < REG; i++) a[i] = *(const reg *)(from + i * ld);
+#define ROUND(x, y, h, low, high) \
+    for (int i = 0; i < REG; i++) y[i] = i & h ? PAIRS(x[i - h], x[i], high) : PAIRS(x[i], x[i + h], low);
+#if defined(__AVX512F__)
 #define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
 #define HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
 #define LOW4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
@@ -105,8 +107,33 @@ INLINE void turn_block(const float *from, size ld, float *to, size ldto) {
     ROUND(b, a, 4, LOW4, HIGH4)
     ROUND(a, b, 2, LOW2, HIGH2)
     ROUND(b, a, 1, LOW1, HIGH1)
+#elif defined(__AVX2__)
+#define LOW4 0, 1, 2, 3, 8, 9, 10, 11
+#define HIGH4 4, 5, 6, 7, 12, 13, 14, 15
+#define LOW2 0, 1, 8, 9, 4, 5, 12, 13
+#define HIGH2 2, 3, 10, 11, 6, 7, 14, 15
+#define LOW1 0, 8, 2, 10, 4, 12, 6, 14
+#define HIGH1 1, 9, 3, 11, 5, 13, 7, 15
+    ROUND(a, b, 4, LOW4, HIGH4)
+    ROUND(b, a, 2, LOW2, HIGH2)
+    ROUND(a, b, 1, LOW1, HIGH1)
+    for (int i = 0; i < REG; i++) a[i] = b[i];
+#else
+#define LOW2 0, 1, 4, 5
+#define HIGH2 2, 3, 6, 7
+#define LOW1 0, 4, 2, 6
+#define HIGH1 1, 5, 3, 7
+    ROUND(a, b, 2, LOW2, HIGH2)
+    ROUND(b, a, 1, LOW1, HIGH1)
+#endif
 #undef ROUND
-    for (int i = 0; i < LANES; i++) *(wide *)(to + i * ldto) = a[i];
+    for (int i = 0; i < REG; i++) *(reg *)(to + i * ldto) = a[i];
+}
+
+/* LANES rows of LANES floats -> the transposed block. */
+INLINE void turn_block(const float *from, size ld, float *to, size ldto) {
+    for (size i = 0; i < LANES; i += REG)
+        for (size j = 0; j < LANES; j += REG) turn_square(from + i * ld + j, ld, to + j * ldto + i, ldto);
 }
 
 /* The same to 3e-6 of itself, for what is rounded to bf16: 2^r on -1/2 to 1/2 by its best polynomial of degree 4. */
@@ -126,23 +153,23 @@ INLINE float e_to_bf16(float x) {
     return p;
 }
 
-/* c (m, n) = [c +] a (m, k) b (k, n) for one block of m <= ROWS rows and `columns` wides; a_m and a_k are the distances
+/* c (m, n) = [c +] a (m, k) b (k, n) for one block of m <= ROWS rows and `columns` LANES; a_m and a_k are the distances
    of a's rows and columns, so that a may be a transposed matrix. */
 INLINE void gemm_block(const int m, const int columns, size k, const float *a, size a_m, size a_k, const float *b,
                        size ldb, float *c, size ldc, const int add) {
-    wide sum[ROWS][COLUMNS];
+    reg sum[ROWS][COLUMNS * REGS];
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < columns; j++) sum[i][j] = add ? *(wide *)(c + i * ldc + j * LANES) : (wide){0};
+        for (int j = 0; j < columns * REGS; j++) sum[i][j] = add ? *(reg *)(c + i * ldc + j * REG) : (reg){0};
     for (size p = 0; p < k; p++) {
-        wide row[COLUMNS];
-        for (int j = 0; j < columns; j++) row[j] = *(const wide *)(b + p * ldb + j * LANES);
+        reg row[COLUMNS * REGS];
+        for (int j = 0; j < columns * REGS; j++) row[j] = *(const reg *)(b + p * ldb + j * REG);
         for (int i = 0; i < m; i++) {
             float x = a[i * a_m + p * a_k];
-            for (int j = 0; j < columns; j++) sum[i][j] += row[j] * x;
+            for (int j = 0; j < columns * REGS; j++) sum[i][j] += row[j] * x;
         }
     }
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < columns; j++) *(wide *)(c + i * ldc + j * LANES) = sum[i][j];
+        for (int j = 0; j < columns * REGS; j++) *(reg *)(c + i * ldc + j * REG) = sum[i][j];
 }
 
 INLINE void gemm_columns(const int columns, size m, size k, const float *a, size a_m, size a_k, const float *b,
