@@ -277,10 +277,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the anatomy of the workloads that were named."""
     options = _parser().parse_args(arguments)
     sys.path.insert(0, str(ROOT / "src"))
+    import torch
+
     from benchmarks import materials
     from benchmarks.workloads import WORKLOADS, default_names
+    from veneer.engine import choose_precision
 
     names = options.only.split(",") if options.only else default_names()
+    precision = options.precision
+    if precision == "auto":
+        precision = choose_precision("auto", torch.device("cpu")).name
     with tempfile.TemporaryDirectory(prefix="veneer-anatomy-") as folder:
         for name in names:
             workload = WORKLOADS[name]
@@ -291,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: {error}")
                 continue
             steps = options.steps if workload.train else math.ceil(options.steps / 10)
-            spec = SideSpec("ours", name, made.to_json(), options.precision, tuple(options.without))
+            spec = SideSpec("ours", name, made.to_json(), precision, tuple(options.without))
             print(anatomy(spec, warm=min(options.warm, steps * 4), steps=steps).table(shapes=options.shapes))
     return 0
 
@@ -302,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10, help="by the clock, and again under the profiler")
     parser.add_argument("--warm", type=int, default=20, help="steps before them")
     parser.add_argument("--shapes", action="store_true", help="the operators one by one")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--without", action="append", default=[], help="a technique to switch off")
     parser.add_argument(
         "--texts", type=int, help="only so many texts (4,000 where the prefix has to be made)"

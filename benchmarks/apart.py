@@ -82,7 +82,10 @@ class _Products:
         grads = grad.chunk(len(self.parts), dim=1)
         hs: Sequence[Any] = [None] * len(self.parts)
         if h is not None:
-            hs = h.split([sum(part.shape[1]) for part in self.parts], dim=1)
+            widths = [
+                sum(part.shape[1]) if part.kernels is None else part.adapters.width for part in self.parts
+            ]
+            hs = [own.contiguous() for own in h.split(widths, dim=1)]
         found: list[Tensor | None] = []
         for part, own, own_h in zip(self.parts, grads, hs, strict=True):
             beside, of_factors = part.backward(own.contiguous(), x, own_h, need_x=need_x, beside=beside)

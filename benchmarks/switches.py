@@ -28,7 +28,7 @@ SWITCHES: dict[str, str] = {
     "prefix": "the frozen layers below the first adapted one computed in every epoch",
     "beginnings": "what texts have in common at their beginning computed for each of them",
     "joined": "query, key and value as three products each",
-    "blocks": "frozen bf16 weights as PyTorch keeps them, not laid out for the product",
+    "blocks": "frozen weights as PyTorch keeps them, not laid out for the product",
     "activation": "the activation by PyTorch's own kernel",
     "attention": "attention by `scaled_dot_product_attention` on padded groups, and without `node`",
     "shapes": "numbers of rows as they come, not filled up to repeat",

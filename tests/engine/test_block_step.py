@@ -172,19 +172,15 @@ def test_a_change_without_a_trace_is_computed_with(kind: str) -> None:
         torch.testing.assert_close(program(batch), padded.hidden_states(batch), rtol=0, atol=1e-5)
 
 
-def test_a_change_between_forward_and_backward_does_not_reach_the_gradients() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_change_between_forward_and_backward_is_refused(recompute: bool) -> None:
+    """As PyTorch does for its own layers: the gradients would be those of neither."""
     model, program, batch = program_and_batch("BERT")
-    expected = gradients(model, program(batch))
-    states = program(batch)
-    weights = {name: p.detach().clone() for name, p in adapter_parameters(model)}
+    states = program(batch, recompute=recompute)
     with torch.no_grad():
-        for name, p in adapter_parameters(model):
-            p.copy_(weights[name] + 0.1)
-        program(batch)
-    found = gradients(model, states)
-    assert expected.keys() == found.keys()
-    for name, grad in expected.items():
-        assert torch.equal(grad, found[name]), name
+        next(p for _, p in adapter_parameters(model)).add_(0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        states.square().sum().backward()
 
 
 def test_a_graph_that_is_kept_gives_the_same_gradients_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +206,7 @@ def test_longer_texts_go_to_the_matrix_unit_whole(size: int) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         qkv = torch.randn(layout.rows, 6 * size, generator=torch.Generator().manual_seed(0)).to(dtype)
         found, compiled = row_attention(plain, qkv, size), kernels_for(qkv)
-        tiled = (
-            compiled is not None and compiled.takes_frozen(32, 32) and dtype is torch.bfloat16 and size == 32
-        )
+        tiled = compiled is not None and compiled.attends_in_tiles(dtype, size)
         assert (found is not None) == tiled
         if found is not None:
             y = attend_rows(qkv, layout, 2, 0.1, causal=True)[: layout.tokens]

@@ -11,6 +11,7 @@ from engine.test_decoders import SIZES
 from reference.families import FAMILIES, family_of, texts_of
 from veneer.engine import Runner, pack
 from veneer.engine.allocation import memory_bytes
+from veneer.engine.families import _SHARE_OF_COPIES
 from veneer.engine.frozen import has_blocks
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -86,18 +87,25 @@ def test_a_hook_on_a_part_of_a_block_is_called(where: str) -> None:
     assert calls
 
 
-@pytest.mark.parametrize(("memory", "kept"), [(2**40, True), (2**10, False)])
+@pytest.mark.parametrize(("share", "kept"), [(0.0, ""), (2.0, "bf16"), (4.0, "fp32 bf16")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_copies_of_weights_are_kept_where_there_is_room(
-    memory: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+    share: float, kept: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """There is room for two copies in bf16, and for two in fp32, where memory is so many times the fp32 weights."""
+    model = FAMILIES["Llama"].model(dtype=dtype).requires_grad_(False)
+    blocks = [p for name, p in model.model.layers.named_parameters() if "norm" not in name]
+    memory = int(share / _SHARE_OF_COPIES * 2 * sum(p.numel() for p in blocks))
     monkeypatch.setattr("veneer.engine.families.memory_bytes", lambda: memory)
-    model = FAMILIES["Llama"].model(dtype=torch.bfloat16).requires_grad_(False)
     runner = Runner.of(model)
     assert runner.program is not None
     block = runner.program.blocks[0]
-    assert [group.in_blocks for group in (block.qkv, block.out, block.up, block.down)] == [kept] * 4
+    dtypes = {{"fp32": torch.float32, "bf16": torch.bfloat16}[name] for name in kept.split()}
+    assert [group.copies for group in (block.qkv, block.out, block.up, block.down)] == [dtypes] * 4
     states = runner.hidden_states(pack(texts_of((5, 3))))
-    assert block.up.joined(states.dtype).frozen._blocked == (kept and has_blocks())  # type: ignore[union-attr]
+    frozen = block.up.joined(states.dtype).frozen
+    assert frozen._blocked == (dtype in dtypes and dtype is torch.bfloat16 and has_blocks())  # type: ignore[union-attr]
+    assert dtype in dtypes or frozen.compiled() is None  # type: ignore[union-attr]
     assert bool(states.isfinite().all())
 
 

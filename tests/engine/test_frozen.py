@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from veneer.engine import frozen
 from veneer.engine.frozen import FrozenLinear
 from veneer.engine.linears import LinearGroup
+from veneer.engine.native import kernels
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -48,13 +49,26 @@ def test_without_blocks_the_plain_products_are_taken(monkeypatch: pytest.MonkeyP
     assert torch.equal(plain.product(x, None), x @ W.t())
 
 
-def test_a_changed_weight_is_laid_out_anew() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_changed_weight_is_laid_out_anew(dtype: torch.dtype) -> None:
     parent = nn.Module()
-    parent.a = nn.Linear(8, 4).requires_grad_(False).to(torch.bfloat16)
+    parent.a = nn.Linear(64, 32).requires_grad_(False).to(dtype)
     group = LinearGroup((parent, "a"))
-    x = torch.randn(3, 8, dtype=torch.bfloat16)
+    x = torch.randn(3, 64, dtype=dtype)
     before = group(x)
     with torch.no_grad():
         parent.a.weight.mul_(2.0)
         parent.a.bias.mul_(2.0)
     assert_close(group(x), 2 * before, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_fp32_goes_to_the_kernels_where_they_have_it(kept: bool) -> None:
+    layer = FrozenLinear(torch.randn(48, 32), transposed=False, keep=kept)
+    x, compiled = torch.randn(7, 32), kernels()
+    takes = compiled is not None and compiled.takes_frozen(torch.float32, 48, 32)
+    found = layer.adapted(x, None, None)
+    assert (found is not None) == (kept and takes)
+    if found is not None:
+        assert_close(found[0], x @ layer.weight.t(), rtol=1e-5, atol=1e-5)
+    assert layer.adapted(x.bfloat16(), None, None) is None

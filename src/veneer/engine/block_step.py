@@ -256,17 +256,20 @@ class ReadStep(_Step):
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: _Step, recompute: bool, of_norms: int, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: _Step, recompute: bool, of_norms: int, *own: Tensor) -> Tensor:
         y, kept = step.forward(x)
-        ctx.save_for_backward(*([x] if recompute else kept))
-        ctx.step, ctx.recompute = step, recompute
+        saved = [x] if recompute else kept
+        ctx.save_for_backward(
+            *saved, *own
+        )  # its own are read again: PyTorch refuses if they were changed meanwhile
+        ctx.step, ctx.recompute, ctx.saved = step, recompute, len(saved)
         ctx.need_x, ctx.need_norms = ctx.needs_input_grad[0], ctx.needs_input_grad[4 : 4 + of_norms]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        saved = ctx.saved_tensors[: ctx.saved]
         kept = ctx.step.forward(*saved)[1] if ctx.recompute else saved
         gx, grads = ctx.step.backward(grad, kept, need_x=ctx.need_x, need_norms=ctx.need_norms)
         return (gx, None, None, None, *grads)

@@ -37,12 +37,12 @@ def program_of(backbone: nn.Module) -> Program | None:
 
 
 def _leave_room(program: Program) -> None:
-    """Keep copies of the weights in another layout, two of each in bf16, only where the machine has room for them."""
+    """Keep copies of the weights in another layout, two of each, only where the machine has room for them."""
     groups = [group for block in program.blocks for group in (block.qkv, block.out, block.up, block.down)]
     numbers = sum(p.numel() for group in groups for layer in group.layers for p in layer.parameters())
-    if 2 * 2 * numbers > _SHARE_OF_COPIES * memory_bytes():
-        for group in groups:
-            group.in_blocks = False
+    room = _SHARE_OF_COPIES * memory_bytes()
+    for group in groups:
+        group.copies = frozenset(dtype for dtype in group.copies if 2 * dtype.itemsize * numbers <= room)
 
 
 def _gpt2(backbone: Any) -> Program | None:

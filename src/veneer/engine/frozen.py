@@ -3,8 +3,9 @@
 oneDNN, which multiplies for PyTorch on CPUs, puts a bf16 weight into blocks before every product; for the few hundred
 tokens of a batch that costs as much as the product. A frozen weight never changes, so it is put into blocks once, for
 the product forward and for the gradient of the input, each when it is first needed. The compiled kernels
-(`veneer.engine.native`) have products of their own for processors with a matrix unit, with the adapters in them, and a
-layout of their own. Where there is neither (fp32, a GPU, another build of PyTorch) the plain products are taken.
+(`veneer.engine.native`) have products of their own, with the adapters in them and a layout of their own: in bf16 for
+processors with a matrix unit, in fp32 for those with AVX2 and nothing above it. Where there is neither (a GPU, another
+build of PyTorch) the plain products are taken.
 
 This file knows tensors only. Shapes: T tokens, n inputs, m outputs.
 """
@@ -49,8 +50,8 @@ class FrozenLinear:
         self._forward: Tensor | None = None
         self._backward: Tensor | None = None
         self._tiles: dict[bool, Tensor] = {}  # of W, and of W^T: False and True
-        self._kept = keep and weight.dtype is torch.bfloat16 and weight.device.type == "cpu"
-        self._blocked = self._kept and has_blocks()
+        self._kept = keep and weight.device.type == "cpu"
+        self._blocked = self._kept and weight.dtype is torch.bfloat16 and has_blocks()
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (T, n) -> (T, m): x W^T + bias (m,) + residual (T, m)."""
@@ -124,10 +125,16 @@ class FrozenLinear:
 
     def _kernels_for(self, *tensors: Tensor | None) -> Kernels | None:
         """The compiled kernels, where they have products with this weight and tensors."""
-        if not self._kept or any(t is not None and t.dtype is not torch.bfloat16 for t in tensors):
+        if any(t is not None and t.dtype is not self.weight.dtype for t in tensors):
             return None
-        compiled = kernels()
-        return compiled if compiled is not None and compiled.takes_frozen(*self.weight.shape) else None
+        return self.compiled()
+
+    def compiled(self) -> Kernels | None:
+        """The compiled kernels, where they have products with this weight."""
+        found = kernels() if self._kept else None
+        return (
+            found if found is not None and found.takes_frozen(self.weight.dtype, *self.weight.shape) else None
+        )
 
     def _in_tiles(self, compiled: Kernels, *, turned: bool) -> Tensor:
         """W (m, n), or W^T (n, m) if `turned`, as the kernels want it."""

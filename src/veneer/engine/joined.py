@@ -148,7 +148,7 @@ def joined_of(
 ) -> Joined:
     """The product of a group with so many outputs in `dtype`, and of the adapters A_1, B_1, ... at their places."""
     shape = tuple(places), tuple(factor.shape[0] for factor in factors[::2])
-    compiled = _compiled(factors, dtype)
+    compiled = _compiled(factors, dtype, frozen)
     if compiled is None:
         A, B = _side_by_side(factors, places, outputs, dtype) if places else (None, None)
         return Joined(frozen, bias, A, B, shape, tuple(factors))
@@ -157,11 +157,18 @@ def joined_of(
     return Joined(frozen, bias, None, None, shape, tuple(factors), compiled, adapters)
 
 
-def _compiled(factors: Sequence[Tensor], dtype: torch.dtype) -> Kernels | None:
-    """The kernels for these factors: in bf16, where PyTorch's narrow products cost more than they compute."""
-    if not factors or dtype is not torch.bfloat16 or any(f.dtype is not torch.float32 for f in factors):
+def _compiled(
+    factors: Sequence[Tensor], dtype: torch.dtype, frozen: FrozenLinear | Int8Weight
+) -> Kernels | None:
+    """The kernels for these factors: in bf16, where PyTorch's narrow products cost more than they compute, and where
+    they have the frozen product too.
+    """
+    if not factors or any(f.dtype is not torch.float32 for f in factors):
         return None
-    return kernels_for(*factors)
+    whole = (
+        isinstance(frozen, FrozenLinear) and frozen.weight.dtype is dtype and frozen.compiled() is not None
+    )
+    return kernels_for(*factors) if whole or dtype is torch.bfloat16 else None
 
 
 @torch.no_grad()

@@ -44,12 +44,12 @@ class LinearGroup:
 
     Attributes:
         slots: where the layers hang.
-        in_blocks: whether copies of bf16 weights are kept in the layout that the product wants.
+        copies: in which dtypes copies of the weights are kept in the layouts that the products want.
     """
 
     def __init__(self, *slots: Slot) -> None:
         self.slots = slots
-        self.in_blocks = True
+        self.copies = frozenset({torch.float32, torch.bfloat16})
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
         self._frozen: dict[_Columns, FrozenLinear | Int8Weight] = {}
@@ -142,7 +142,7 @@ class LinearGroup:
             weight = self._block
             if columns is not None:
                 weight = weight[:, columns] if transposed else weight[columns]
-            self._frozen[key] = FrozenLinear(weight, transposed=transposed, keep=self.in_blocks)
+            self._frozen[key] = FrozenLinear(weight, transposed=transposed, keep=weight.dtype in self.copies)
         return self._frozen[key]
 
     def _frozen_int8(self, bases: Sequence[Int8Linear], columns: slice | None) -> Int8Weight:
@@ -219,17 +219,18 @@ def _cut(
 
 class _GroupLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, joined: Joined, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, joined: Joined, *factors: Tensor) -> Tensor:
         y, h = joined.forward(x, residual)
         wanted = any(ctx.needs_input_grad[_FACTORS:])
-        ctx.save_for_backward(x if wanted else None, h if wanted else None)
+        # The factors are read again: PyTorch refuses if they were changed meanwhile.
+        ctx.save_for_backward(x if wanted else None, h if wanted else None, *factors)
         ctx.joined = joined
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, h = ctx.saved_tensors
+        x, h, *_ = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[:2]
         grad_x, grads = ctx.joined.backward(grad, x, h, need_x=need_x)
         return (grad_x, grad if need_residual else None, None, *grads)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, pairwise
 
 import pytest
@@ -21,30 +22,42 @@ from veneer.engine.threads import own_threads
 @pytest.fixture(scope="module", params=["native", "x86-64-v3"])
 def compiled(request: pytest.FixtureRequest) -> Kernels:
     """The kernels as this machine has them, and as one with AVX2 and nothing above it has them."""
+    return kernels_of(request.param)
+
+
+@cache
+def kernels_of(processor: str) -> Kernels:
+    """As gcc makes them for it; "native" is this one."""
     choice = choose_kernels("auto", torch.device("cpu"))
     if choice.name != "compiled":
         pytest.skip(choice.reason)
-    if request.param == "native":
+    if processor == "native":
         found, _ = choosing._tried()
         return found
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("no x86 with AVX2")
-    flags = tuple(flag.replace("native", request.param) for flag in building._FLAGS)
+    flags = tuple(flag.replace("native", processor) for flag in building._FLAGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "_FLAGS", flags)
         return Kernels(building._made().library)
 
 
-@pytest.fixture(scope="module")
-def tiled() -> Kernels:
-    """The kernels of a machine with a matrix unit."""
-    choice = choose_kernels("auto", torch.device("cpu"))
-    if choice.name != "compiled":
-        pytest.skip(choice.reason)
-    found, _ = choosing._tried()
-    if not found.takes_frozen(32, 32):
+@dataclass(frozen=True)
+class Frozen:
+    """Kernels that have products with a frozen weight of a dtype."""
+
+    compiled: Kernels
+    dtype: torch.dtype
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def frozen(request: pytest.FixtureRequest) -> Frozen:
+    """In fp32 those of AVX2 and nothing above it; in bf16 those of a matrix unit."""
+    dtype = torch.float32 if request.param == "fp32" else torch.bfloat16
+    found = kernels_of("x86-64-v3" if dtype is torch.float32 else "native")
+    if not found.takes_frozen(dtype, 32, 32):
         pytest.skip("no matrix unit")
-    return found
+    return Frozen(found, dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -417,6 +430,7 @@ def check_lora(
         (16, 32, 32, []),
         (7, 64, 96, []),  # rows that fill no tile
         (48, 64, 64, [4]),
+        (48, 64, 96, [4, 4, 4, 4]),  # adapters that begin within 16 outputs
         (39, 64, 64, [16]),
         (80, 96, 128, [8]),  # inputs that the adapter's tiles don't take
         (272, 192, 192, [16, 8, 40]),
@@ -426,16 +440,17 @@ def check_lora(
     ],
 )
 def test_a_frozen_weight_with_its_adapters(
-    tiled: Kernels, rows: int, inputs: int, outputs: int, ranks: list[int], transposed: bool
+    frozen: Frozen, rows: int, inputs: int, outputs: int, ranks: list[int], transposed: bool
 ) -> None:
+    tiled, dtype = frozen.compiled, frozen.dtype
     generator = torch.Generator().manual_seed(rows)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    W, bias = random(outputs, inputs).bfloat16(), random(outputs).bfloat16()
-    x, residual = random(rows, inputs).bfloat16(), random(rows, outputs).bfloat16()
-    grad, beside = random(rows, outputs).bfloat16(), random(rows, inputs).bfloat16()
+    W, bias = random(outputs, inputs).to(dtype), random(outputs).to(dtype)
+    x, residual = random(rows, inputs).to(dtype), random(rows, outputs).to(dtype)
+    grad, beside = random(rows, outputs).to(dtype), random(rows, inputs).to(dtype)
     size = outputs // max(1, len(ranks))
     parts = [Part(random(r, inputs), random(size, r), i * size, 0.5) for i, r in enumerate(ranks)]
     given = W.t().contiguous() if transposed else W
@@ -462,15 +477,16 @@ def test_a_frozen_weight_with_its_adapters(
     )
     assert (h is None) == (not parts)
     for found, exactly, terms in zip([y, of_x, *factors], wanted, largest, strict=True):
-        assert near(found, exactly, torch.bfloat16, terms)
+        assert near(found, exactly, dtype, terms)
     alone, _ = tiled.frozen_forward(x, tiled.frozen_tiles(given, transposed=transposed), None, None)
-    assert near(alone, of[0] @ of[1].t(), torch.bfloat16, of[0].abs() @ of[1].abs().t())
+    assert near(alone, of[0] @ of[1].t(), dtype, of[0].abs() @ of[1].abs().t())
 
 
-def test_the_number_of_rows_changes_no_row_of_a_frozen_product(tiled: Kernels) -> None:
+def test_the_number_of_rows_changes_no_row_of_a_frozen_product(frozen: Frozen) -> None:
     torch.manual_seed(0)
-    tiles = tiled.frozen_tiles(torch.randn(64, 3072).bfloat16(), transposed=False)
-    x = torch.randn(304, 3072).bfloat16()
+    tiled = frozen.compiled
+    tiles = tiled.frozen_tiles(torch.randn(64, 3072).to(frozen.dtype), transposed=False)
+    x = torch.randn(304, 3072).to(frozen.dtype)
     adapters = Adapters([Part(torch.randn(16, 3072), torch.randn(64, 16), 0, 1.0)])
     whole, _ = tiled.frozen_forward(x, tiles, None, None, adapters)
     assert torch.equal(tiled.frozen_forward(x[:48], tiles, None, None, adapters)[0], whole[:48])
@@ -480,12 +496,13 @@ def test_the_number_of_rows_changes_no_row_of_a_frozen_product(tiled: Kernels) -
     ("rows", "inputs", "outputs"), [(48, 64, 224), (272, 3104, 96), (304, 192, 576), (912, 96, 96)]
 )
 def test_the_number_of_threads_changes_no_frozen_product(
-    tiled: Kernels, rows: int, inputs: int, outputs: int
+    frozen: Frozen, rows: int, inputs: int, outputs: int
 ) -> None:
     """Threads have columns of their own, or with many rows rows: some have a block more than others, or none."""
     torch.manual_seed(1)
-    W = torch.randn(outputs, inputs).bfloat16()
-    x, grad, residual = (torch.randn(rows, n).bfloat16() for n in (inputs, outputs, outputs))
+    tiled, dtype = frozen.compiled, frozen.dtype
+    W = torch.randn(outputs, inputs).to(dtype)
+    x, grad, residual = (torch.randn(rows, n).to(dtype) for n in (inputs, outputs, outputs))
     parts = [Part(torch.randn(16, inputs), torch.randn(outputs, 16), 0, 1.0)] if inputs % 64 == 0 else []
     runs = []
     with own_threads():
@@ -499,16 +516,17 @@ def test_the_number_of_threads_changes_no_frozen_product(
         assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
 
 
-def test_the_same_bits_again(compiled: Kernels) -> None:
+@DTYPES
+def test_the_same_bits_again(compiled: Kernels, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     adapters = Adapters([Part(torch.randn(16, 700), torch.randn(900, 16), 0, 1.0)])
-    x, grad = torch.randn(300, 700).bfloat16(), torch.randn(300, 900).bfloat16()
+    x, grad = torch.randn(300, 700).to(dtype), torch.randn(300, 900).to(dtype)
     runs = []
     for _ in range(3):
-        y = torch.zeros(300, 900, dtype=torch.bfloat16)
+        y = torch.zeros(300, 900, dtype=dtype)
         h = compiled.lora_forward(x, y, adapters)
         runs.append([y, h, *compiled.lora_backward(grad, x, h, None, adapters)])
-        if compiled.takes_frozen(64, 64):
+        if compiled.takes_frozen(dtype, 64, 64):
             tiles = compiled.frozen_tiles(x[:64, :64].contiguous(), transposed=False)
             runs[-1].append(compiled.frozen_forward(grad[:, :64].contiguous(), tiles, None, None)[0])
     for run in runs[1:]:

@@ -188,10 +188,19 @@ def _examples_of_lora(found: Kernels) -> Iterator[tuple[str, Tensor, Tensor]]:
         (of_B, 2.0 * ones.t() @ (ones @ A.t())),
     ):
         yield "LoRA product in bf16", given.float(), expected.to(given.dtype).float()
-    if found.takes_frozen(64, 64):
-        y, _ = found.frozen_forward(x, found.frozen_tiles(x, transposed=False), x[0], x, adapters)
-        expected = ones @ ones.t() + ones[0] + ones + 2.0 * (ones @ A.t()) @ B.t()
-        yield "product with a frozen weight", y.float(), expected.bfloat16().float()
-        of_x, _ = found.frozen_backward(x, found.frozen_tiles(x, transposed=True), x, adapters=adapters)
-        expected = ones @ ones + ones + 2.0 * (ones @ B) @ A
-        yield "gradient through a frozen weight", of_x.float(), expected.bfloat16().float()
+    for dtype in (torch.float32, torch.bfloat16):
+        if found.takes_frozen(dtype, 64, 64):
+            yield from _examples_of_frozen(found, ones.to(dtype), adapters)
+
+
+def _examples_of_frozen(
+    found: Kernels, ones: Tensor, adapters: Adapters
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Products of a matrix (64, 64) with itself as a frozen weight and an adapter of it, in its dtype."""
+    (part,), wide = adapters.parts, ones.float()
+    y, _ = found.frozen_forward(ones, found.frozen_tiles(ones, transposed=False), ones[0], ones, adapters)
+    expected = wide @ wide.t() + wide[0] + wide + part.scaling * (wide @ part.A.t()) @ part.B.t()
+    yield "product with a frozen weight", y.float(), expected.to(ones.dtype).float()
+    of_x, _ = found.frozen_backward(ones, found.frozen_tiles(ones, transposed=True), ones, adapters=adapters)
+    expected = wide @ wide + wide + part.scaling * (wide @ part.B) @ part.A
+    yield "gradient through a frozen weight", of_x.float(), expected.to(ones.dtype).float()

@@ -32,7 +32,7 @@ from veneer.engine.native.signatures import (
 __all__ = ["Kernels", "fits"]
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_FROZEN_STEP = 32  # of a weight's inputs and outputs, and of a head's numbers
+_FROZEN_STEP = {torch.float32: LANES, torch.bfloat16: 32}  # of a weight's inputs and outputs
 _SHAPES = 4096  # of products, whose sizes of scratch are remembered
 
 
@@ -54,9 +54,14 @@ class Kernels:
             for dtype, suffix in _SUFFIX.items():
                 self._functions[name, dtype] = _function(library, f"{name}_{suffix}", types)
         self._wanted = {name: _function(library, name, types) for name, types in TYPES_OF_ROOM.items()}
-        self._frozen: dict[str, Any] = {}
-        if hasattr(library, "frozen_possible") and library.frozen_possible():
-            self._frozen = {name: _function(library, name, types) for name, types in TYPES_OF_FROZEN.items()}
+        self._frozen: dict[torch.dtype, dict[str, Any]] = {}
+        for dtype, suffix in _SUFFIX.items():
+            possible = getattr(library, f"frozen_possible_{suffix}", None)
+            if possible is not None and possible():
+                self._frozen[dtype] = {
+                    name: _function(library, f"{name}_{suffix}", types)
+                    for name, types in TYPES_OF_FROZEN.items()
+                }
         self._room = _Room()
         self._sizes = lru_cache(maxsize=_SHAPES)(self._sizes_of)
 
@@ -257,17 +262,20 @@ class Kernels:
 
     def attends_in_tiles(self, dtype: torch.dtype, size: int) -> bool:
         """Whether the matrix unit computes attention of this dtype, with heads of so many numbers."""
-        return bool(self._frozen) and dtype is torch.bfloat16 and not size % _FROZEN_STEP
+        return dtype is torch.bfloat16 and dtype in self._frozen and not size % _FROZEN_STEP[dtype]
 
-    def takes_frozen(self, outputs: int, inputs: int) -> bool:
-        """Whether there are products with a frozen bf16 weight of this shape."""
-        return bool(self._frozen) and not outputs % _FROZEN_STEP and not inputs % _FROZEN_STEP
+    def takes_frozen(self, dtype: torch.dtype, outputs: int, inputs: int) -> bool:
+        """Whether there are products with a frozen weight of this dtype and shape."""
+        step = _FROZEN_STEP[dtype]
+        return dtype in self._frozen and not outputs % step and not inputs % step
 
     def frozen_tiles(self, weight: Tensor, *, transposed: bool) -> Tensor:
-        """A contiguous bf16 weight (N, n), or (n, N) if `transposed` -> (N, n), laid out as the products want it."""
+        """A contiguous weight (N, n), or (n, N) if `transposed` -> (N, n), laid out as the products want it."""
         N, K = reversed(weight.shape) if transposed else weight.shape
         tiles = weight.new_empty(N, K)
-        self._frozen["frozen_tiles"](weight.data_ptr(), transposed, N, K, tiles.data_ptr(), _threads())
+        self._frozen[weight.dtype]["frozen_tiles"](
+            weight.data_ptr(), transposed, N, K, tiles.data_ptr(), _threads()
+        )
         return tiles
 
     def frozen_forward(
@@ -278,7 +286,7 @@ class Kernels:
         residual: Tensor | None,
         adapters: Adapters = NO_ADAPTERS,
     ) -> tuple[Tensor, Tensor | None]:
-        """x (R, n) bf16 -> x W^T + bias (N,) + residual (R, N) + what adapters make of x, rounded once; and x A^T.
+        """x (R, n) -> x W^T + bias (N,) + residual (R, N) + what adapters make of x, rounded once; and x A^T.
 
         Args:
             tiles: W (N, n), of `frozen_tiles`.
@@ -286,18 +294,18 @@ class Kernels:
         """
         (M, K), N = x.shape, tiles.shape[0]
         given, ld = adapters.given, adapters.width
-        if M % LANES or not self._frozen["frozen_takes"](M, K, given, len(given)):
+        if not self._frozen[x.dtype]["frozen_takes"](M, K, given, len(given)):
             more = None if residual is None else _filled(residual)
             y = self.frozen_forward(_filled(x), tiles, bias, more)[0][:M]
             return y, self.lora_forward(x, y, adapters) if ld else None
         y, h = x.new_empty(M, N), torch.empty(M, ld) if ld else None
-        self._frozen["frozen_forward"](
+        self._frozen[x.dtype]["frozen_forward"](
             x.data_ptr(),
             tiles.data_ptr(),
             _or_none(bias),
             _or_none(residual),
             y.data_ptr(),
-            *self._shared_by_all(M, K, N, given, h, ld, (M, K, N)),
+            *self._shared_by_all(M, K, N, given, h, ld, (x.dtype, M, K, N)),
         )
         return y, h
 
@@ -310,7 +318,7 @@ class Kernels:
         h: Tensor | None = None,
         adapters: Adapters = NO_ADAPTERS,
     ) -> tuple[Tensor, list[Tensor]]:
-        """From the gradient of y (R, N) bf16 of `frozen_forward`: that of x (R, n) plus `beside`, and the factors'.
+        """From the gradient of y (R, N) of `frozen_forward`: that of x (R, n) plus `beside`, and the factors'.
 
         Args:
             grad: of y.
@@ -319,20 +327,20 @@ class Kernels:
             x, h, adapters: as in `lora_backward`, which says what is returned for them.
         """
         (M, N), K, ld = grad.shape, tiles.shape[0], adapters.width
-        if M % LANES or not self._frozen["frozen_takes"](M, K, adapters.given, len(adapters)):
+        if not self._frozen[grad.dtype]["frozen_takes"](M, K, adapters.given, len(adapters)):
             more = None if beside is None else _filled(beside)
             of_x = self.frozen_backward(_filled(grad), tiles, more)[0][:M]
             return of_x, self.lora_backward(grad, x, h, of_x, adapters) if ld else []
         given, found = _with_gradients(adapters, x)
         of_x, u = grad.new_empty(M, K), self._room.floats("u", M * ld)
-        self._frozen["frozen_backward"](
+        self._frozen[grad.dtype]["frozen_backward"](
             grad.data_ptr(),
             tiles.data_ptr(),
             _or_none(beside),
             _or_none(x),
             _or_none(h),
             of_x.data_ptr(),
-            *self._shared_by_all(M, K, N, given, u, ld, (M, N, K)),
+            *self._shared_by_all(M, K, N, given, u, ld, (grad.dtype, M, N, K)),
         )
         return of_x, found
 
@@ -344,7 +352,7 @@ class Kernels:
         given: Any,
         narrow: Tensor | None,
         ld: int,
-        frozen: tuple[int, int, int] | None = None,
+        frozen: tuple[torch.dtype, int, int, int] | None = None,
     ) -> tuple[Any, ...]:
         """The arguments that all products with adapters end with.
 
@@ -353,7 +361,7 @@ class Kernels:
             given: the adapters', of `Adapters`.
             narrow: (M, L) fp32, x A^T of `lora_forward` or the gradient of it.
             ld: L.
-            frozen: rows, inputs and outputs of the frozen weight's product, where it is one with them.
+            frozen: dtype, rows, inputs and outputs of the frozen weight's product, where it is one with them.
         """
         threads = _threads()
         for_all, floats = self._sizes(M, K, N, ld, frozen, threads)
@@ -362,12 +370,19 @@ class Kernels:
         return M, K, N, given, len(given), _or_none(narrow), ld, *places, floats, threads
 
     def _sizes_of(
-        self, M: int, K: int, N: int, ld: int, frozen: tuple[int, int, int] | None, threads: int
+        self,
+        M: int,
+        K: int,
+        N: int,
+        ld: int,
+        frozen: tuple[torch.dtype, int, int, int] | None,
+        threads: int,
     ) -> tuple[int, int]:
         """Floats that all threads share, and floats of each, for `_shared_by_all`'s arguments."""
         floats = self._wanted["lora_floats"](M, K, N, ld)
         if frozen is not None:
-            floats = max(floats, self._frozen["frozen_floats"](*frozen, threads))
+            dtype, *shape = frozen
+            floats = max(floats, self._frozen[dtype]["frozen_floats"](*shape, threads))
         return self._wanted["lora_shared"](M, K, N, ld), floats
 
 

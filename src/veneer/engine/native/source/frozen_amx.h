@@ -34,7 +34,7 @@ typedef struct {
 } Frozen;
 
 /* w (N, K), or (K, N) if `transposed` -> its tiles; N and K are multiples of 32. */
-void frozen_tiles(const bf16 *w, int transposed, size N, size K, uint32_t *tiles, int threads) {
+void frozen_tiles_bf16(const bf16 *w, int transposed, size N, size K, uint32_t *tiles, int threads) {
     PARALLEL(threads) {
         size first, end;
         share(N, PANEL, THREAD, TEAM, &first, &end);
@@ -88,7 +88,7 @@ static Region region_of(size M, size N, size part, size parts) {
 }
 
 /* Floats of scratch for each thread: no region has more rows or columns than these. */
-size frozen_floats(size M, size K, size N, int threads) {
+size frozen_floats_bf16(size M, size K, size N, int threads) {
     int rows_apart = by_rows(M, N);
     size rows = rows_apart ? (M + LANES * threads - 1) / (LANES * threads) * LANES : M;
     size columns = rows_apart ? N : (N + PANEL * threads - 1) / (PANEL * threads) * PANEL;
@@ -196,7 +196,7 @@ INLINE void add_beside(const Beside *beside, int count, size n, size i, int both
 }
 
 /* A region of the product (M, N) of x (M, K), and of what stands `beside`; its rows are a multiple of 16, the columns of
-   32. For one thread, which has entered the tiles; `scratch` as `frozen_floats` says.
+   32. For one thread, which has entered the tiles; `scratch` as `frozen_floats_bf16` says.
 
    Sums that are not whole are kept: of all its panels where x is too long for the L2 cache, else of one. */
 static void amx_product(const bf16 *x, const Frozen *w, size K, size N, const Beside *beside, int count,

@@ -3,6 +3,7 @@
 #include "common.h"
 
 #define REAL float
+#define FLOATS 1
 #define FN(name) name##_f32
 #define LOAD load_f32
 #define STORE store_f32
@@ -12,12 +13,15 @@
 #include "texts.h"
 #include "attention.h"
 #include "lora.h"
+#include "panels.h"
 #undef REAL
+#undef FLOATS
 #undef FN
 #undef LOAD
 #undef STORE
 
 #define REAL bf16
+#define FLOATS 0
 #define FN(name) name##_bf16
 #define LOAD load_bf16
 #define STORE store_bf16
