@@ -6,12 +6,11 @@
    Sums run over the inputs in order, whatever M and the number of threads are. */
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-#define HAS_PANELS
 
 enum {
-    PIECE = 256,             /* inputs: 16 KB of a panel */
-    ROWS_OF_L2 = 320,        /* of PIECE inputs: 320 KB */
-    PREFETCH_TO_L2 = 2,      /* as `__builtin_prefetch` names it */
+    PIECE = 256,        /* inputs: 16 KB of a panel */
+    ROWS_OF_L2 = 320,   /* of PIECE inputs: 320 KB */
+    PREFETCH_TO_L2 = 2, /* as `__builtin_prefetch` names it */
 };
 
 /* w (N, K), or (K, N) if `transposed` -> its panels; N and K are multiples of 16. */
