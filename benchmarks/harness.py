@@ -29,6 +29,7 @@ from benchmarks.materials import Materials
 from benchmarks.results import Figure, SideResult, WorkloadResult
 from benchmarks.side import Measured, SideSpec
 from benchmarks.workloads import Workload
+from veneer.engine import choose_precision
 
 __all__ = ["FAST", "FULL", "Effort", "SideFailedError", "measure"]
 
@@ -37,7 +38,6 @@ BASELINES = ("a", "b", "c")
 _LEAST_STEPS = 2  # of a round
 _LEAST_ROUND = 0.5  # of the time of (b)'s
 _LEAST_WARM = 6  # steps before the first round that is measured
-_BF16_WORTH = 1.3
 
 
 @dataclass(frozen=True)
@@ -173,17 +173,22 @@ def measure(
     lengths = np.diff(offsets)
     tokens = int(lengths.mean() * workload.batch_size) if workload.train else 2048
     shapes = workload.floor_model.shapes()
-    rates = {
-        "fp32": gemm_rate(shapes, tokens, torch.float32, budget_s=effort.gemm_s),
-        "bf16": gemm_rate(shapes, tokens, torch.bfloat16, budget_s=effort.gemm_s),
-    }
-    precision: Any = "bf16" if rates["bf16"] > _BF16_WORTH * rates["fp32"] else "fp32"
+    precision: Any = choose_precision("auto", torch.device("cpu")).name
+    dtypes = {"fp32": torch.float32}
+    if precision == "bf16":  # elsewhere a product in bf16 takes up to a hundred times as long
+        dtypes["bf16"] = torch.bfloat16
+
+    def measured() -> dict[str, float]:
+        return {
+            name: gemm_rate(shapes, tokens, dtype, budget_s=effort.gemm_s) for name, dtype in dtypes.items()
+        }
+
+    rates = measured()
     processes: list[_Process] = []
     try:
         _start_(processes, workload, materials, precision, sides, off)
         _rounds(workload, processes, effort, say)
-        for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            rates[dtype] = max(rates[dtype], gemm_rate(shapes, tokens, kind, budget_s=effort.gemm_s))
+        rates = {name: max(rates[name], rate) for name, rate in measured().items()}
         peaks = {process.name: process.finish() for process in processes}
     finally:
         for process in processes:

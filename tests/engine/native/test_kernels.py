@@ -21,7 +21,7 @@ from veneer.engine.threads import own_threads
 
 @pytest.fixture(scope="module", params=["native", "x86-64-v3", "x86-64"])
 def compiled(request: pytest.FixtureRequest) -> Kernels:
-    """The kernels as this machine has them, with AVX2 and nothing above it, and with registers of 16 bytes as NEON's."""
+    """As this machine has them, with AVX2 and nothing above it, and with registers of 16 bytes as NEON's."""
     return kernels_of(request.param)
 
 

@@ -1,7 +1,7 @@
 """Kernels in C, compiled once on the machine that runs them, with PyTorch's operators as the other way.
 
-`build` compiles and loads them, `kernels` and `products` call them with tensors. They know numbers and places in memory; what they
-are used for is decided where they are called. They are used on CPUs, in fp32 and bf16.
+`build` compiles and loads them, `kernels` and `products` call them with tensors. They know numbers and places in
+memory; what they are used for is decided where they are called. They are used on CPUs, in fp32 and bf16.
 """
 
 from veneer.engine.native.choice import (
