@@ -259,9 +259,8 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: _Step, recompute: bool, of_norms: int, *own: Tensor) -> Tensor:
         y, kept = step.forward(x)
         saved = [x] if recompute else kept
-        ctx.save_for_backward(
-            *saved, *own
-        )  # its own are read again: PyTorch refuses if they were changed meanwhile
+        # Norms and factors are read again: PyTorch refuses if they were changed meanwhile.
+        ctx.save_for_backward(*saved, *own)
         ctx.step, ctx.recompute, ctx.saved = step, recompute, len(saved)
         ctx.need_x, ctx.need_norms = ctx.needs_input_grad[0], ctx.needs_input_grad[4 : 4 + of_norms]
         return y

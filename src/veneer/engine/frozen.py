@@ -132,9 +132,9 @@ class FrozenLinear:
     def compiled(self) -> Kernels | None:
         """The compiled kernels, where they have products with this weight."""
         found = kernels() if self._kept else None
-        return (
-            found if found is not None and found.takes_frozen(self.weight.dtype, *self.weight.shape) else None
-        )
+        if found is None or not found.takes_frozen(self.weight.dtype, *self.weight.shape):
+            return None
+        return found
 
     def _in_tiles(self, compiled: Kernels, *, turned: bool) -> Tensor:
         """W (m, n), or W^T (n, m) if `turned`, as the kernels want it."""

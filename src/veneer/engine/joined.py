@@ -165,10 +165,11 @@ def _compiled(
     """
     if not factors or any(f.dtype is not torch.float32 for f in factors):
         return None
-    whole = (
-        isinstance(frozen, FrozenLinear) and frozen.weight.dtype is dtype and frozen.compiled() is not None
-    )
-    return kernels_for(*factors) if whole or dtype is torch.bfloat16 else None
+    if dtype is torch.bfloat16:
+        return kernels_for(*factors)
+    if not isinstance(frozen, FrozenLinear) or frozen.weight.dtype is not dtype:
+        return None
+    return frozen.compiled() and kernels_for(*factors)
 
 
 @torch.no_grad()

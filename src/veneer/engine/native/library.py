@@ -14,7 +14,7 @@ from torch import Tensor
 
 from veneer.engine.native.signatures import TYPES, TYPES_OF_FROZEN
 
-__all__ = ["SUFFIX", "Library", "Room", "function_of", "or_none", "threads"]
+__all__ = ["SUFFIX", "Library", "function_of", "or_none", "threads"]
 
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 """What the name of a function ends with, for each dtype that there are kernels for."""
@@ -40,10 +40,10 @@ class Library:
                     name: function_of(library, f"{name}_{suffix}", types)
                     for name, types in TYPES_OF_FROZEN.items()
                 }
-        self._room = Room()
+        self._room = _Room()
 
 
-class Room(threading.local):
+class _Room(threading.local):
     """Memory that calls use and nobody keeps, for each of Python's threads; it grows with what is asked for."""
 
     def __init__(self) -> None:

@@ -153,13 +153,16 @@ INLINE float e_to_bf16(float x) {
     return p;
 }
 
-/* c (m, n) = [c +] a (m, k) b (k, n) for one block of m <= ROWS rows and `columns` LANES; a_m and a_k are the distances
-   of a's rows and columns, so that a may be a transposed matrix. */
+/* c (m, n) = [from +] [bias +] a (m, k) b (k, n) for one block of m <= ROWS rows and `columns` LANES; from and bias may be
+   NULL, from may be c. a_m and a_k are the distances of a's rows and columns, so that a may be a transposed matrix. */
 INLINE void gemm_block(const int m, const int columns, size k, const float *a, size a_m, size a_k, const float *b,
-                       size ldb, float *c, size ldc, const int add) {
+                       size ldb, const float *from, size ldfrom, const float *bias, float *c, size ldc) {
     reg sum[ROWS][COLUMNS * REGS];
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < columns * REGS; j++) sum[i][j] = add ? *(reg *)(c + i * ldc + j * REG) : (reg){0};
+        for (int j = 0; j < columns * REGS; j++) sum[i][j] = from ? *(const reg *)(from + i * ldfrom + j * REG) : (reg){0};
+    if (bias)
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < columns * REGS; j++) sum[i][j] += *(const reg *)(bias + j * REG);
     for (size p = 0; p < k; p++) {
         reg row[COLUMNS * REGS];
         for (int j = 0; j < columns * REGS; j++) row[j] = *(const reg *)(b + p * ldb + j * REG);
@@ -172,15 +175,17 @@ INLINE void gemm_block(const int m, const int columns, size k, const float *a, s
         for (int j = 0; j < columns * REGS; j++) *(reg *)(c + i * ldc + j * REG) = sum[i][j];
 }
 
+/* The same for any number of rows. */
 INLINE void gemm_columns(const int columns, size m, size k, const float *a, size a_m, size a_k, const float *b,
-                         size ldb, float *c, size ldc, const int add) {
+                         size ldb, const float *from, size ldfrom, const float *bias, float *c, size ldc) {
     size i = 0;
-    for (; i + ROWS <= m; i += ROWS)
-        gemm_block(ROWS, columns, k, a + i * a_m, a_m, a_k, b, ldb, c + i * ldc, ldc, add);
+#define BLOCK(r) \
+    gemm_block(r, columns, k, a + i * a_m, a_m, a_k, b, ldb, from ? from + i * ldfrom : NULL, ldfrom, bias, c + i * ldc, ldc)
+    for (; i + ROWS <= m; i += ROWS) BLOCK(ROWS);
     switch (m - i) {
-#define REST(r)                                                                            \
-    case r:                                                                                \
-        gemm_block(r, columns, k, a + i * a_m, a_m, a_k, b, ldb, c + i * ldc, ldc, add); \
+#define REST(r)   \
+    case r:       \
+        BLOCK(r); \
         break;
         REST(1) REST(2) REST(3) REST(4) REST(5)
 #if defined(__AVX512F__)
@@ -188,21 +193,17 @@ INLINE void gemm_columns(const int columns, size m, size k, const float *a, size
 #endif
 #undef REST
     }
+#undef BLOCK
 }
 
 /* c (m, n) = [c +] a (m, k) b (k, n), n a multiple of LANES. Sums run over k in order, whatever m and n are. */
 static void gemm(size m, size n, size k, const float *a, size a_m, size a_k, const float *b, size ldb, float *c,
                  size ldc, int add) {
     size j = 0;
-    if (add) {
-        for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
-            gemm_columns(COLUMNS, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 1);
-        for (; j < n; j += LANES) gemm_columns(1, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 1);
-    } else {
-        for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
-            gemm_columns(COLUMNS, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 0);
-        for (; j < n; j += LANES) gemm_columns(1, m, k, a, a_m, a_k, b + j, ldb, c + j, ldc, 0);
-    }
+    for (; j + COLUMNS * LANES <= n; j += COLUMNS * LANES)
+        gemm_columns(COLUMNS, m, k, a, a_m, a_k, b + j, ldb, add ? c + j : NULL, ldc, NULL, c + j, ldc);
+    for (; j < n; j += LANES)
+        gemm_columns(1, m, k, a, a_m, a_k, b + j, ldb, add ? c + j : NULL, ldc, NULL, c + j, ldc);
 }
 
 /* `factor` from (rows, columns), rows ld apart -> (columns, rows), rows ldto >= rows apart. Where ldto reaches the next

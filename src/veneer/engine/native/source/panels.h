@@ -36,45 +36,10 @@ int frozen_takes_f32(size M, size K, const Part *parts, int count) {
     return 1;
 }
 
-/* c (m, 16) = from + bias + a (m, k) b (k, 16) for m <= ROWS rows; without `from` (rows ldfrom apart) and bias, zero. */
-INLINE void panel_block(const int m, size k, const float *a, size lda, const float *b, const float *from, size ldfrom,
-                        const float *bias, float *c, size ldc) {
-    reg sum[ROWS][REGS];
-    const float *rows[ROWS];
-    for (int i = 0; i < m; i++) {
-        rows[i] = a + i * lda;
-        for (int j = 0; j < REGS; j++) {
-            sum[i][j] = from ? *(const reg *)(from + i * ldfrom + j * REG) : (reg){0};
-            if (bias) sum[i][j] += *(const reg *)(bias + j * REG);
-        }
-    }
-#define INPUT(p)                                                                            \
-    {                                                                                       \
-        reg row[REGS];                                                                      \
-        for (int j = 0; j < REGS; j++) row[j] = *(const reg *)(b + (p) * LANES + j * REG); \
-        for (int i = 0; i < m; i++)                                                         \
-            for (int j = 0; j < REGS; j++) sum[i][j] += row[j] * rows[i][at + (p)];         \
-    }
-    size at = 0;
-    for (; at + 4 <= k; at += 4, b += 4 * LANES) {
-        INPUT(0) INPUT(1) INPUT(2) INPUT(3)
-    }
-    for (; at < k; at++, b += LANES) INPUT(0)
-#undef INPUT
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < REGS; j++) *(reg *)(c + i * ldc + j * REG) = sum[i][j];
-}
-
-static void panel_rows(size m, size k, const float *a, size lda, const float *b, const float *from, size ldfrom,
+/* c (m, 16) = [from +] [bias +] a (m, k) times a panel (k, 16). */
+static void panel_rows(size m, size k, const float *a, size lda, const float *panel, const float *from, size ldfrom,
                        const float *bias, float *c, size ldc) {
-    switch (m) {
-#define CASE(r)                                                      \
-    case r:                                                          \
-        panel_block(r, k, a, lda, b, from, ldfrom, bias, c, ldc); \
-        break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#undef CASE
-    }
+    gemm_columns(1, m, k, a, lda, 1, panel, LANES, from, ldfrom, bias, c, ldc);
 }
 
 /* A frozen weight in panels, bias (N,) and residual (M, N) or NULL, and y (M, N), where the product goes. */
@@ -115,10 +80,8 @@ static void panel_product(const float *x, const Paneled *w, size M, size K, size
                     for (size j = 0; j < part->r; j++) memcpy(panel + j * LANES, part->A + j * N + n, LANES * sizeof(float));
                 else
                     turn_padded(part->B + (n - part->start) * part->r, part->r, LANES, part->r, panel, LANES, part->scaling);
-                for (size i = top; i < bottom; i += ROWS) {
-                    float *to = w->y + i * N + n;
-                    panel_rows(least(ROWS, bottom - i), part->r, narrow + i * ld + part->at, ld, panel, to, N, NULL, to, N);
-                }
+                float *to = w->y + top * N + n;
+                panel_rows(bottom - top, part->r, narrow + top * ld + part->at, ld, panel, to, N, NULL, to, N);
             }
     }
 }
