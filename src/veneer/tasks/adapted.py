@@ -46,7 +46,7 @@ __all__ = [
     "adapt",
 ]
 
-_MAX_BATCH_TOKENS = 4096
+_MAX_BATCH_TOKENS = 3072
 _MAX_BATCH_TEXTS = 256
 
 Progress = Callable[[int, int], None]
