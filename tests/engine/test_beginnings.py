@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from reference.families import FAMILIES, texts_of
-from reference.peft_oracle import compare_with_peft
-from veneer.engine import Runner, choose_kernels, pack
+from reference.peft_oracle import KINDS, compare_with_peft
+from veneer.engine import Runner, choose_kernels, pack, use_kernels
 from veneer.engine.beginnings import beginnings_of, common_beginning, nodes_of, tree_of
+from veneer.engine.blocks import Block
+from veneer.engine.joined import Joined
+from veneer.engine.native.choice import Wanted, own_kernels
 from veneer.lora import LoraConfig, adapter_parameters, attach
 
 
@@ -55,16 +58,25 @@ def test_it_is_left_where_it_saves_little() -> None:
     assert beginnings_of(pack(_alike())) is not None
 
 
-def test_loss_and_gradients_are_those_of_peft() -> None:
+@pytest.mark.parametrize("kernels", ["auto", "pytorch"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "BERT"])
+def test_loss_and_gradients_are_those_of_peft(kind: str, kernels: Wanted) -> None:
+    """Each block by hand, the tree under it: no part has a graph of its own."""
     texts = _alike()
-    loss, gradients = compare_with_peft(FAMILIES["GPT-2"], [len(text) for text in texts], texts)
+    with pytest.MonkeyPatch.context() as patch, own_kernels():
+        use_kernels(choose_kernels(kernels, torch.device("cpu")))
+        patch.setattr(Block, "_composed", lambda *_: pytest.fail("a block of parts"))
+        loss, gradients = compare_with_peft(FAMILIES[kind], [len(text) for text in texts], texts)
     assert loss < 1e-5  # fp32, sums in another order
     assert gradients < 1e-5
 
 
 @pytest.mark.parametrize("reads", ["all", "some", "last"])
 @pytest.mark.parametrize("start", [0, 1])
-def test_sharing_changes_no_state_and_no_gradient_of_an_adapter(reads: str, start: int) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_sharing_changes_no_state_and_no_gradient_of_an_adapter(
+    reads: str, start: int, *, recompute: bool
+) -> None:
     model = FAMILIES["GPT-2"].model()
     attach(model, LoraConfig(r=2, target_modules=(r"c_attn", "c_fc")), seed=0)
     weights = [p for _, p in adapter_parameters(model)]
@@ -81,7 +93,7 @@ def test_sharing_changes_no_state_and_no_gradient_of_an_adapter(reads: str, star
     assert shared is not None
     found = []
     for one in (None, shared):
-        out = program(batch, places, start=start, x=x, shared=one)
+        out = program(batch, places, start=start, x=x, shared=one, recompute=recompute)
         weight = torch.linspace(-1, 1, out.numel()).view_as(out)
         gradients = torch.autograd.grad((out * weight).sum(), weights, allow_unused=True)
         found.append((out.detach(), [g for g in gradients if g is not None]))
@@ -102,7 +114,7 @@ def test_attention_without_a_gradient_goes_from_node_to_node(monkeypatch: pytest
     batch = pack([*texts, texts[0][:4], texts[1]])  # a text that another begins with, and one twice
     alone = runner.program(batch)
     with torch.no_grad(), monkeypatch.context() as patch:
-        patch.setattr("veneer.engine.blocks.attend_rows", lambda *_, **__: pytest.fail("rows were laid out"))
+        patch.setattr("veneer.engine.blocks.NodeAttention", lambda *_: pytest.fail("rows were laid out"))
         shared = runner.program(batch, shared=beginnings_of(batch, always=True))
     assert_close(shared, alone, rtol=1e-5, atol=1e-5)
 
@@ -112,15 +124,14 @@ def test_fewer_rows_are_computed() -> None:
     runner = Runner.of(model, mode="packed")
     assert runner.program is not None
     rows: list[int] = []
-    block = runner.program.blocks[0]
-    product = type(block.up).__call__
+    product = Joined.forward
 
-    def counted(self: Any, x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+    def counted(self: Joined, x: torch.Tensor, *more: Any, **named: Any) -> Any:
         rows.append(len(x))
         return product(self, x, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(block.up), "__call__", counted)
+        patch.setattr(Joined, "forward", counted)
         batch = pack(_alike((4, 1, 9, 12, 7) * 4, common=40))
         runner.hidden_states(batch)
     assert max(rows) < 0.4 * batch.tokens

@@ -100,7 +100,7 @@ def test_batches_of_a_prediction_are_filled_alike() -> None:
     batches = length_batches(lengths)
     assert sorted(np.concatenate(batches)) == list(range(2000))
     tokens = [int(lengths[batch].sum()) for batch in batches]
-    assert max(tokens) < 4096
-    assert min(tokens[: len(tokens) // 2]) >= 4096 - 80  # later ones hold 256 texts
-    assert all(len(batch) * lengths[batch].max() <= 2 * 4096 for batch in batches)
+    assert max(tokens) < 3072
+    assert min(tokens[: len(tokens) // 2]) >= 3072 - 80  # later ones hold 256 texts
+    assert all(len(batch) * lengths[batch].max() <= 2 * 3072 for batch in batches)
     assert [len(batch) for batch in length_batches(np.array([9000, 3]))] == [1, 1]

@@ -41,6 +41,23 @@ class Beginnings:
     first_token: Tensor
     nodes: int
 
+    def of_rows(self, x: Tensor) -> Tensor:
+        """States of nodes (U + a few, C) -> those of the rows (R, C)."""
+        return x.index_select(0, self.node_of_token)
+
+    def summed(self, grad: Tensor) -> Tensor:
+        """The gradient of what `of_rows` gave -> that of what it was given: a node's is the sum over its texts."""
+        return grad.new_zeros(len(self.first_token), grad.shape[1]).index_add_(0, self.node_of_token, grad)
+
+    def of_nodes(self, x: Tensor) -> Tensor:
+        """States of rows (R, C) -> those of the nodes (U + a few, C)."""
+        return x.index_select(0, self.first_token)
+
+    def placed(self, grad: Tensor) -> Tensor:
+        """The gradient of what `of_nodes` gave -> that of what it was given; the few behind the nodes have none."""
+        rows = grad.new_zeros(len(self.node_of_token), grad.shape[1])
+        return rows.index_copy_(0, self.first_token[: self.nodes], grad[: self.nodes])
+
 
 def beginnings_of(batch: PackedBatch, *, always: bool = False) -> Beginnings | None:
     """The tree of a batch, on its device; None where it does not save enough (unless `always`)."""

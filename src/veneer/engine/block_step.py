@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from veneer.engine.beginnings import Beginnings
 from veneer.engine.block_tail import Tail, back_through, normed_or_not, parameters_of, wanted
 from veneer.engine.joined import Joined
 from veneer.engine.norms import norm_gradients
@@ -194,7 +195,7 @@ class ReadStep(_Step):
         reading: the attention.
         texts: B.
         places: (S,) int64, which row of the input is read for each text, and any rows behind them.
-        node_of_token: (tokens,) int64, which row of the input each token's state stands in; None: its own.
+        shared: where rows of the input are nodes: the tree; None: they are the tokens' own.
     """
 
     q: Joined
@@ -202,7 +203,7 @@ class ReadStep(_Step):
     reading: Reading
     texts: int
     places: Tensor
-    node_of_token: Tensor | None
+    shared: Beginnings | None
 
     @property
     def projections(self) -> tuple[Joined, ...]:
@@ -235,8 +236,7 @@ class ReadStep(_Step):
         gq, gkv = self.reading.backward(behind.a[: self.texts], kept[end:])
         gq = filled_to(gq, len(self.places))
         read, of_read, h, of_h = kept[3:7]
-        if self.node_of_token is not None:
-            gkv = gkv.new_zeros(h.shape[0], gkv.shape[1]).index_add_(0, self.node_of_token, gkv)
+        gkv = gkv if self.shared is None else self.shared.summed(gkv)
         of_norm: list[Tensor | None] = [None] * split
         if not need_x and not any(need_norms[:split]):
             _, of_kv = self.kv.backward(gkv, *wanted(self.kv, h, of_h), need_x=False)
@@ -251,7 +251,7 @@ class ReadStep(_Step):
         return gx, [*of_norm, *behind.norms, *of_q, *of_kv, *behind.factors]
 
     def _of_tokens(self, kv: Tensor) -> Tensor:
-        return kv if self.node_of_token is None else kv.index_select(0, self.node_of_token)
+        return kv if self.shared is None else self.shared.of_rows(kv)
 
 
 class _Node(torch.autograd.Function):

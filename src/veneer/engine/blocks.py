@@ -24,9 +24,10 @@ from veneer.engine.activations import Activation
 from veneer.engine.beginnings import Beginnings
 from veneer.engine.block_step import Attention, BlockStep, Reading, ReadStep
 from veneer.engine.block_tail import Tail
-from veneer.engine.compiled_attention import node_attention, read_attention, row_attention
+from veneer.engine.compiled_attention import CompiledRows, read_attention, row_attention
 from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
+from veneer.engine.node_attention import CompiledNodes, NodeAttention
 from veneer.engine.norms import applied, is_plain
 from veneer.engine.packing import Layout, PackedBatch, filled_to, filled_up
 from veneer.engine.row_attention import ReadAttention, RowAttention, attend_read, attend_rows
@@ -128,26 +129,27 @@ class Block:
         assert reads is not None
         assert places is not None
         q, kv = (self.qkv.joined(x.dtype, columns) for columns in self._columns(x.shape[1]))
-        node = None if shared is None else shared.node_of_token
-        return ReadStep(before, tail, q, kv, self._reading(x, layout, reads, node), len(reads), places, node)
+        return ReadStep(
+            before, tail, q, kv, self._reading(x, layout, reads, shared), len(reads), places, shared
+        )
 
     def _attention(self, x: Tensor, layout: Layout, shared: Beginnings | None) -> Attention | None:
         """The attention over rows like those of x, of tokens or nodes; None where it has no such form."""
-        rows = RowAttention(layout, self.heads, self.scaling, self.causal, self._kv_heads, self.before)
+        plain = RowAttention(layout, self.heads, self.scaling, self.causal, self._kv_heads, self.before)
         size = x.shape[1] // self.heads if self.turned is None else self.turned.size
-        if shared is not None:
-            by_hand = self.turned is None and not torch.is_grad_enabled()
-            return node_attention(rows, x, size, shared) if by_hand else None
-        found = row_attention(rows, x, size)
-        return found if self.turned is None or found is None else self.turned.attention(found, x)
+        found = row_attention(plain, x, size)
+        if found is None:
+            return None
+        if self.turned is None and shared is not None and isinstance(found, CompiledRows):
+            return CompiledNodes(found, shared)
+        rows = found if self.turned is None else self.turned.attention(found, _like_rows(x, shared))
+        return rows if shared is None else NodeAttention(rows, shared)
 
-    def _reading(self, x: Tensor, layout: Layout, reads: Tensor, node: Tensor | None) -> Reading:
+    def _reading(self, x: Tensor, layout: Layout, reads: Tensor, shared: Beginnings | None) -> Reading:
         """The attention of one token of each text; x are states of tokens, or of nodes."""
-        rows = x if node is None else node
+        rows = _like_rows(x, shared)
         inner = read_attention(ReadAttention(layout, self.heads, self.scaling, len(rows), self._kv_heads), x)
-        if self.turned is None:
-            return inner
-        return self.turned.reading(inner, reads, x if node is None else x.new_empty(len(node), 0))
+        return inner if self.turned is None else self.turned.reading(inner, reads, rows)
 
     @property
     def _kv_heads(self) -> int | None:
@@ -165,7 +167,7 @@ class Block:
         h = applied(self.norms[0], x) if self.norm_first else x
         if reads is None:
             a = self._attended(h, layout, shared)
-            return self._rest(a if shared is None else a.index_select(0, shared.first_token), x)
+            return self._rest(a if shared is None else shared.of_nodes(a), x)
         few = filled_up(reads)
         places = _rows_of(few, shared)
         if self._sees_all(layout, reads):
@@ -304,7 +306,7 @@ class Program:
         if x is None:
             x = self.embed(batch.filled_up() if rows > batch.tokens else batch)
         x = filled_to(x, rows)
-        return x if shared is None else x.index_select(0, shared.first_token)
+        return x if shared is None else shared.of_nodes(x)
 
 
 def _rows_of(tokens: Tensor, shared: Beginnings | None) -> Tensor:
@@ -314,7 +316,12 @@ def _rows_of(tokens: Tensor, shared: Beginnings | None) -> Tensor:
 
 def _of_tokens(x: Tensor, shared: Beginnings | None) -> Tensor:
     """States of nodes (U, C) as those of rows (R, C)."""
-    return x if shared is None else x.index_select(0, shared.node_of_token)
+    return x if shared is None else shared.of_rows(x)
+
+
+def _like_rows(x: Tensor, shared: Beginnings | None) -> Tensor:
+    """A tensor with as many rows (R, ...) as the tokens have, where x are states of rows or of nodes."""
+    return x if shared is None else x.new_empty(len(shared.node_of_token), 0)
 
 
 def _whole_view(layout: Layout, reads: Tensor, causal: bool) -> bool:

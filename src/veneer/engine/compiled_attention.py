@@ -8,12 +8,11 @@ This file knows tensors and layouts, no model. Shapes as in `veneer.engine.row_a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from veneer.engine.beginnings import Beginnings
 from veneer.engine.native import Kernels, Texts, kernels_for
 from veneer.engine.packing import Layout
 from veneer.engine.row_attention import ReadAttention, RowAttention, by_rows
@@ -21,10 +20,8 @@ from veneer.engine.row_attention import ReadAttention, RowAttention, by_rows
 __all__ = [
     "COMPILED_TOKENS",
     "TILED_TOKENS",
-    "CompiledNodes",
     "CompiledRead",
     "CompiledRows",
-    "node_attention",
     "read_attention",
     "row_attention",
 ]
@@ -46,12 +43,6 @@ def row_attention(plain: RowAttention, like: Tensor, size: int) -> RowAttention 
     if found is not None:
         return CompiledRows(plain, found)
     return plain if by_rows(like, plain.layout) else None
-
-
-def node_attention(plain: RowAttention, like: Tensor, size: int, shared: Beginnings) -> CompiledNodes | None:
-    """The same, without a gradient, where rows like these are states of nodes; None without kernels too."""
-    found = _kernels_for(plain, like, size)
-    return None if found is None else CompiledNodes(plain, found, shared)
 
 
 def _kernels_for(plain: RowAttention, like: Tensor, size: int) -> Kernels | None:
@@ -86,14 +77,15 @@ class CompiledRows:
     def forward(self, qkv: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(R, W) -> (R, C), and what `backward` wants: the input."""
         qkv = qkv.contiguous()
-        return self.kernels.attend(qkv, self._texts(qkv.shape[1])), [qkv]
+        return self.kernels.attend(qkv, self.texts(qkv.shape[1])), [qkv]
 
     def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> Tensor:
         """The gradient of the output (R, C) and what `forward` kept -> that of its input (R, W)."""
         (qkv,) = kept
-        return self.kernels.attend_gradient(qkv, grad.contiguous(), self._texts(qkv.shape[1]))
+        return self.kernels.attend_gradient(qkv, grad.contiguous(), self.texts(qkv.shape[1]))
 
-    def _texts(self, width: int) -> Texts:
+    def texts(self, width: int) -> Texts:
+        """The texts as the kernels take them, for rows of so many numbers; made once a layout."""
         plain, layout = self.plain, self.plain.layout
         kv_heads = plain.kv_heads or plain.heads
         key = ("rows", plain.heads, kv_heads, width, plain.scaling, plain.causal, plain.before)
@@ -112,45 +104,6 @@ class CompiledRows:
                 plain.before,
             )
         found: Texts = layout.derived[key]
-        return found
-
-
-@dataclass(frozen=True)
-class CompiledNodes:
-    """`RowAttention` for the nodes of a tree of beginnings: every query once, with the keys of its text. No gradient.
-
-    The nodes that a text is the first to have are its last tokens, and stand in a row.
-
-    Attributes:
-        plain: the attention over the rows of the texts.
-        kernels: that compute.
-        shared: the tree.
-    """
-
-    plain: RowAttention
-    kernels: Kernels
-    shared: Beginnings
-
-    def forward(self, qkv: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(U, W) -> (U, C), and nothing; rows behind the nodes are zero."""
-        return self.kernels.attend(qkv.contiguous(), self._texts(qkv.shape[1])), []
-
-    def backward(self, grad: Tensor, kept: Sequence[Tensor]) -> Tensor:
-        """There is none: a key's gradient would be a sum over texts."""
-        raise NotImplementedError("attention over nodes is for what wants no gradient")
-
-    def _texts(self, width: int) -> Texts:
-        plain, derived = self.plain, self.plain.layout.derived
-        key = ("nodes", plain.heads, plain.kv_heads, width, plain.scaling, plain.causal, plain.before)
-        if key not in derived:
-            of_rows = CompiledRows(plain, self.kernels)._texts(width)
-            first = self.shared.first_token[: self.shared.nodes]
-            derived[key] = replace(
-                of_rows,
-                q_first=torch.searchsorted(first, of_rows.k_first.to(first.dtype)).to(torch.int32),
-                row=self.shared.node_of_token.to(torch.int32),
-            )
-        found: Texts = derived[key]
         return found
 
 
