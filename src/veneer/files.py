@@ -33,6 +33,12 @@ __all__ = [
 ]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG)
+"""What the system says where no file can be."""
+
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+"""What it says where a folder is wanted and a file stands."""
+
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -252,7 +258,12 @@ def _refuse(path: Path, error: OSError) -> None:
             f"{path} was not written: a file of it is larger than this system or this shell (ulimit -f) allows. "
             "What stood there before is untouched."
         ) from error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in _NO_FOLDER:
+        raise VeneerError(
+            f"{path} was not written: {path.parent} is no folder, or lies in none. Choose another place with "
+            f"{setting('call.out')}."
+        ) from error
+    if error.errno in _NO_PLACE:
         raise VeneerError(
             f"{path} was not written: {error.strerror}. Choose a folder that you may write to, with "
             f"{setting('call.out')}."
