@@ -116,22 +116,27 @@ class Block:
         norm_1, norm_2 = self.norms
         if not (is_plain(norm_1, x) and is_plain(norm_2, x)):
             return None
-        one_each = reads is not None and self._sees_all(layout, reads)
-        attention = None if one_each else self._attention(x, layout, shared)
-        if attention is None and not one_each:
+        if reads is not None and self._sees_all(layout, reads):
+            return self._read_step(x, layout, reads, shared)
+        attention = self._attention(x, layout, shared)
+        if attention is None:
             return None
-        out, up, down = (group.joined(x.dtype) for group in (self.out, self.up, self.down))
-        before, inner, outer = (norm_1, norm_2, None) if self.norm_first else (None, norm_1, norm_2)
-        tail = Tail(out, up, down, self.activation, inner, outer)
         n, places = (None, None) if reads is None else (len(reads), _rows_of(filled_up(reads), shared))
-        if attention is not None:
-            return BlockStep(before, tail, self.qkv.joined(x.dtype), attention, n, places)
-        assert reads is not None
-        assert places is not None
+        return BlockStep(*self._around(x.dtype), self.qkv.joined(x.dtype), attention, n, places)
+
+    def _read_step(self, x: Tensor, layout: Layout, reads: Tensor, shared: Beginnings | None) -> ReadStep:
+        """The block by hand where one token of each text is read, which sees its whole text."""
         q, kv = (self.qkv.joined(x.dtype, columns) for columns in self._columns(x.shape[1]))
-        return ReadStep(
-            before, tail, q, kv, self._reading(x, layout, reads, shared), len(reads), places, shared
-        )
+        places = _rows_of(filled_up(reads), shared)
+        reading = self._reading(x, layout, reads, shared)
+        return ReadStep(*self._around(x.dtype), q, kv, reading, len(reads), places, shared)
+
+    def _around(self, dtype: torch.dtype) -> tuple[nn.Module | None, Tail]:
+        """What stands before attention, and behind it."""
+        norm_1, norm_2 = self.norms
+        before, inner, outer = (norm_1, norm_2, None) if self.norm_first else (None, norm_1, norm_2)
+        out, up, down = (group.joined(dtype) for group in (self.out, self.up, self.down))
+        return before, Tail(out, up, down, self.activation, inner, outer)
 
     def _attention(self, x: Tensor, layout: Layout, shared: Beginnings | None) -> Attention | None:
         """The attention over rows like those of x, of tokens or nodes; None where it has no such form."""
