@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from reference.families import LENGTHS, texts_of
 from veneer.engine import Runner, compiled_attention, pack
 from veneer.engine.beginnings import beginnings_of
 from veneer.engine.block_step import BlockStep, ReadStep
+from veneer.engine.block_tail import Tail
 from veneer.engine.compiled_attention import row_attention
+from veneer.engine.joined import Joined
 from veneer.engine.native import kernels_for
 from veneer.engine.row_attention import RowAttention, attend_rows
 from veneer.lora import adapter_parameters
@@ -233,3 +236,28 @@ def test_long_texts_whole_and_block_by_block(kind: str, monkeypatch: pytest.Monk
     assert of_whole.keys() == of_blocks.keys()
     for name, gradient in of_whole.items():
         assert_close(gradient, of_blocks[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_attention_stays_in_memory_behind_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a gradient: queries, keys and values are gone when the feed-forward layer begins."""
+    _, program, batch = program_and_batch(kind)
+    states: list[weakref.ref[Tensor]] = []
+    seen: list[bool] = []
+    of_product, of_tail = Joined.forward, Tail.alone
+
+    def product(self: Joined, *given: Any) -> Any:
+        found = of_product(self, *given)
+        if found[0].shape[1] == 3 * program.width:
+            states.append(weakref.ref(found[0]))
+        return found
+
+    def tail(self: Tail, *given: Any) -> Tensor:
+        seen.append(states[-1]() is None)
+        return of_tail(self, *given)
+
+    monkeypatch.setattr(Joined, "forward", product)
+    monkeypatch.setattr(Tail, "alone", tail)
+    with torch.inference_mode():
+        program(batch)
+    assert seen == [True] * len(program.blocks)

@@ -61,6 +61,12 @@ class Activation:
         found = followed_product(x.view(-1, _WIDTH), _identity(), None, self.after)
         return found.view(x.shape)
 
+    def instead(self, x: Tensor) -> Tensor:
+        """The value of an x that nobody wants later: in its place, where the kernels compute it."""
+        if self.kernel is not None and (compiled := kernels_for(x)) is not None:
+            return compiled.value(self.kernel, x, in_place=True)
+        return self.forward(x)
+
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of the input `x`."""
         if (

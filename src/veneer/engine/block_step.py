@@ -140,9 +140,12 @@ class BlockStep(_Step):
 
     def alone(self, x: Tensor) -> Tensor:
         """The block, and nothing that a gradient would want."""
+        return self.tail.alone(self._of_read(self._attended(x)), self._of_read(x))[: self.read]
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """Attention's output alone: what is behind it needs the memory of queries, keys and values."""
         h, _ = normed_or_not(self.norm, x)
-        a, _ = self.attention.forward(self.qkv.forward(h)[0])
-        return self.tail.alone(self._of_read(a), self._of_read(x))[: self.read]
+        return self.attention.forward(self.qkv.forward(h)[0])[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The block, and what `backward` wants."""
@@ -212,10 +215,14 @@ class ReadStep(_Step):
 
     def alone(self, x: Tensor) -> Tensor:
         """The block (R, C) -> (B, C), and nothing that a gradient would want."""
+        a = filled_to(self._attended(x), len(self.places))
+        return self.tail.alone(a, x.index_select(0, self.places))[: self.texts]
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """Attention's output (B, C) alone."""
         h, _ = normed_or_not(self.norm, x)
         q = self.q.forward(h.index_select(0, self.places))[0]
-        a, _ = self.reading.forward(q[: self.texts], self._of_tokens(self.kv.forward(h)[0]))
-        return self.tail.alone(filled_to(a, len(self.places)), x.index_select(0, self.places))[: self.texts]
+        return self.reading.forward(q[: self.texts], self._of_tokens(self.kv.forward(h)[0]))[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The block, and what `backward` wants."""

@@ -298,15 +298,17 @@ class Program:
         return x if read or reads is None else x.index_select(0, reads)
 
     def prefix(self, batch: PackedBatch, stop: int, shared: Beginnings | None = None) -> Tensor:
-        """(T, C) the hidden states before block `stop`, without gradients; `shared` as in a call."""
+        """(T, C) the hidden states before block `stop`, without gradients; (U, C) of the nodes with `shared`."""
         with torch.inference_mode():
             x = self._entered(batch, None, shared)
             for block in self.blocks[:stop]:
                 x = block(x, batch.layout, None, shared)
-            return _of_tokens(x, shared)[: batch.tokens]
+            return x[: batch.tokens if shared is None else shared.nodes]
 
     def _entered(self, batch: PackedBatch, x: Tensor | None, shared: Beginnings | None) -> Tensor:
         """What the first block to be computed reads: a state for each row, or for each node."""
+        if x is None and shared is not None:
+            return self.embed(batch.only(shared.first_token))
         rows = batch.layout.rows if batch.input_ids.device.type == "cpu" else batch.tokens
         if x is None:
             x = self.embed(batch.filled_up() if rows > batch.tokens else batch)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -167,6 +167,16 @@ class PackedBatch:
             self.layout,
             self.order,
             token_type_ids=None if types is None else filled_to(types, rows),
+        )
+
+    def only(self, tokens: Tensor) -> PackedBatch:
+        """These tokens (n,) of it, for an embedding: the layout stays that of all."""
+        types = self.token_type_ids
+        return replace(
+            self,
+            input_ids=self.input_ids.index_select(0, tokens),
+            position_ids=self.position_ids.index_select(0, tokens),
+            token_type_ids=None if types is None else types.index_select(0, tokens),
         )
 
     def to(self, device: torch.device | str) -> PackedBatch:

@@ -167,12 +167,14 @@ def _compute(
         batch = batch.to(device)
         shared = beginnings_of(batch, always=True) if causal else None
         computed += batch.tokens if shared is None else shared.nodes
-        found = program.prefix(batch, start, shared).cpu()
+        states = program.prefix(batch, start, shared).cpu()
+        node_of_token = None if shared is None else shared.node_of_token.cpu()
         at = 0
         for place in batch.order:
             text = texts[place]
             n = int(offsets[text + 1] - offsets[text])
-            kept.write(int(offsets[text]), found[at : at + n])
+            own = states[at : at + n] if node_of_token is None else states[node_of_token[at : at + n]]
+            kept.write(int(offsets[text]), own)
             at += n
         done += len(texts)
         if progress is not None:

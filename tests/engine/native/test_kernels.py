@@ -86,6 +86,9 @@ def test_activations(compiled: Kernels, name: str, dtype: torch.dtype, n: int) -
     (of_x,) = torch.autograd.grad(y, exact, grad.double())
     assert near(compiled.value(name, x), y.detach(), dtype)
     assert near(compiled.gradient(name, grad, x), of_x, dtype)
+    new = compiled.value(name, x)
+    assert compiled.value(name, x, in_place=True) is x
+    assert torch.equal(x, new)
 
 
 @DTYPES

@@ -34,9 +34,9 @@ class Kernels(Products):
         library: of `veneer.engine.native.build.built`.
     """
 
-    def value(self, name: str, x: Tensor) -> Tensor:
-        """An activation of x, of any shape: "gelu", "gelu_tanh", "silu"."""
-        y = torch.empty_like(x)
+    def value(self, name: str, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """An activation of x, of any shape: "gelu", "gelu_tanh", "silu"; in a new tensor, or in x itself."""
+        y = x if in_place else torch.empty_like(x)
         self._functions[f"{name}_value", x.dtype](x.data_ptr(), y.data_ptr(), x.numel(), threads())
         return y
 

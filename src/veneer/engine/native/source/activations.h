@@ -30,7 +30,7 @@ INLINE float FN(silu_slope)(float x) {
     return s + x * s * (1.0f - s);
 }
 
-/* y (n,) = f(x), and y (n,) = grad f'(x); y may be grad. What is a page further is fetched meanwhile. */
+/* y (n,) = f(x), and y (n,) = grad f'(x); y may be x, and it may be grad. What is a page further is fetched meanwhile. */
 #define AT_ONCE (2 * LANES)
 #define A_PAGE (PAGE_BYTES / (size)sizeof(REAL))
 #define ACTIVATION(f)                                                                                                 \
