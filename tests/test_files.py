@@ -71,7 +71,9 @@ def test_what_the_old_folder_held_is_gone(tmp_path: Path) -> None:
         (errno.EROFS, "Choose a folder that you may write to"),
         (errno.EACCES, "Choose a folder that you may write to"),
         (errno.ENOTDIR, "is no folder, or lies in none. Choose another place"),
+        (errno.EEXIST, "is no folder, or lies in none. Choose another place"),
         (errno.ENOENT, "Choose a folder that you may write to"),
+        (errno.ENAMETOOLONG, "Choose a folder that you may write to"),
     ],
 )
 @pytest.mark.parametrize("step", ["fsync", "replace"])

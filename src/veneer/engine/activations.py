@@ -51,21 +51,15 @@ class Activation:
         by_hand = (self.kernel is not None and kernels_for(x) is not None) or self._quicker(x)
         return node_of_input(x, self) if by_hand else self.value(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The value alone, without a graph."""
+    def forward(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """The value alone, without a graph; `in_place`: nobody wants x later, and the value may take its place."""
         if self.kernel is not None and (compiled := kernels_for(x)) is not None:
-            return compiled.value(self.kernel, x)
+            return compiled.value(self.kernel, x, in_place=in_place)
         if not self._quicker(x):
             return self.value(x)
         assert self.after is not None
         found = followed_product(x.view(-1, _WIDTH), _identity(), None, self.after)
         return found.view(x.shape)
-
-    def instead(self, x: Tensor) -> Tensor:
-        """The value of an x that nobody wants later: in its place, where the kernels compute it."""
-        if self.kernel is not None and (compiled := kernels_for(x)) is not None:
-            return compiled.value(self.kernel, x, in_place=True)
-        return self.forward(x)
 
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of the input `x`."""

@@ -39,16 +39,12 @@ def row_attention(plain: RowAttention, like: Tensor, size: int) -> RowAttention 
 
     None where texts are too long for it.
     """
-    found = _kernels_for(plain, like, size)
-    if found is not None:
-        return CompiledRows(plain, found)
-    return plain if by_rows(like, plain.layout) else None
-
-
-def _kernels_for(plain: RowAttention, like: Tensor, size: int) -> Kernels | None:
     found = kernels_for(like)
-    tiled = found is not None and found.attends_in_tiles(like.dtype, size)
-    return found if plain.layout.longest <= (TILED_TOKENS if tiled else COMPILED_TOKENS) else None
+    if found is not None:
+        limit = TILED_TOKENS if found.attends_in_tiles(like.dtype, size) else COMPILED_TOKENS
+        if plain.layout.longest <= limit:
+            return CompiledRows(plain, found)
+    return plain if by_rows(like, plain.layout) else None
 
 
 def read_attention(plain: ReadAttention, like: Tensor) -> ReadAttention | CompiledRead:

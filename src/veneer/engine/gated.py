@@ -33,14 +33,10 @@ class Gated:
         """(R, 2 m) gate and up side by side -> (R, m), differentiable."""
         return node_of_input(x, self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The value alone, without a graph."""
+    def forward(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """The value alone, without a graph; `in_place` as in `Activation.forward`."""
         gate, up = x.chunk(2, dim=1)
-        return self.activation.forward(self._laid_out(gate)).mul_(up)
-
-    def instead(self, x: Tensor) -> Tensor:
-        """The same; half of x has no use for the value."""
-        return self.forward(x)
+        return self.activation.forward(self._laid_out(gate), in_place=in_place).mul_(up)
 
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of the input `x` (R, 2 m) from that of the output (R, m)."""

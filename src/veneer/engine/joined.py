@@ -76,7 +76,7 @@ class Joined:
             found = self.frozen.activated(x, self.bias, activation.after)
             if found is not None:
                 return found
-        return activation.instead(self.forward(x)[0])
+        return activation.forward(self.forward(x)[0], in_place=True)
 
     def backward(
         self, grad: Tensor, x: Tensor | None, h: Tensor | None, *, need_x: bool, beside: Tensor | None = None

@@ -113,7 +113,7 @@ TYPES_OF_ROOM: dict[str, tuple[Any, list[Any]]] = {
     "lora_shared": (_S, [_S, _S, _S, _S]),
 }
 
-TYPES_OF_FROZEN: dict[str, tuple[Any, list[Any]]] = {  # where there is a matrix unit, for bf16 alone
+TYPES_OF_FROZEN: dict[str, tuple[Any, list[Any]]] = {  # in bf16 with a matrix unit, in fp32 with AVX2 alone
     "frozen_tiles": (None, [_P, _I, _S, _S, _P, _I]),
     "frozen_floats": (_S, [_S, _S, _S, _I]),
     "frozen_takes": (_I, [_S, _S, _P, _I]),
