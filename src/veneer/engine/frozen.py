@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veneer.engine.allocation import let_go_of_file_pages
 from veneer.engine.native import NO_ADAPTERS, Adapters, Kernels, kernels
 
 __all__ = ["After", "FrozenLinear", "followed_product", "has_blocks"]
@@ -177,7 +178,9 @@ def _blocked_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: T
 @torch.no_grad()
 def _laid(compiled: Kernels, weight: Tensor, *, transposed: bool) -> Tensor:
     """(m, n), or (n, m) if `transposed`, in the kernels' tiles."""
-    return compiled.frozen_tiles(weight.contiguous(), transposed=transposed)
+    tiles = compiled.frozen_tiles(weight.contiguous(), transposed=transposed)
+    _let_go(weight)
+    return tiles
 
 
 @torch.inference_mode(False)  # what a prediction lays out, training has to be able to use
@@ -186,7 +189,14 @@ def _in_blocks(weight: Tensor) -> Tensor:
     """(m, n) in oneDNN's blocks."""
     ops: Any = torch.ops.mkldnn
     blocked: Tensor = ops._reorder_linear_weight(weight.contiguous(), _ROWS)
+    _let_go(weight)
     return blocked
+
+
+def _let_go(weight: Tensor) -> None:
+    """The pages of a weight that a copy stands for from here on, where they are a mapped file's."""
+    if weight.is_contiguous() or weight.t().is_contiguous():
+        let_go_of_file_pages(weight.data_ptr(), weight.nbytes)
 
 
 @lru_cache(maxsize=1)
