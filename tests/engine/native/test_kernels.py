@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +20,19 @@ from veneer.engine.native import build as building
 from veneer.engine.native import choice as choosing
 from veneer.engine.threads import own_threads
 
+EMULATED = Path(__file__).parent / "emulated"
+"""Where what the kernels ask of a matrix unit is written out in loops."""
 
-@pytest.fixture(scope="module", params=["native", "x86-64-v3", "x86-64"])
+
+@pytest.fixture(scope="module", params=["native", "x86-64-v3", "x86-64", "matrix unit"])
 def compiled(request: pytest.FixtureRequest) -> Kernels:
-    """As this machine has them, with AVX2 and nothing above it, and with registers of 16 bytes as NEON's."""
+    """As this machine has them, with AVX2 and nothing above it, with registers of 16 bytes as NEON's, and for AMX."""
     return kernels_of(request.param)
 
 
 @cache
 def kernels_of(processor: str) -> Kernels:
-    """As gcc makes them for it; "native" is this one."""
+    """As gcc makes them for it; "native" is this one, "matrix unit" one whose tiles lie in memory."""
     choice = choose_kernels("auto", torch.device("cpu"))
     if choice.name != "compiled":
         pytest.skip(choice.reason)
@@ -36,7 +41,13 @@ def kernels_of(processor: str) -> Kernels:
         return found
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("no x86 with AVX2")
-    flags = tuple(flag.replace("native", processor) for flag in building._FLAGS)
+    more: list[str] = []
+    if processor == "matrix unit":
+        processor = "x86-64-v3"
+        version = hashlib.sha256((EMULATED / "immintrin.h").read_bytes()).hexdigest()
+        names = ("__AVX512F__", "__AVX512BF16__", "__AMX_TILE__", "__AMX_BF16__", f"EMULATED_{version}")
+        more = [f"-I{EMULATED}", *(f"-D{name}" for name in names)]
+    flags = (*(flag.replace("native", processor) for flag in building._FLAGS), *more)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "_FLAGS", flags)
         return Kernels(building._made().library)
@@ -52,12 +63,14 @@ class Frozen:
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def frozen(request: pytest.FixtureRequest) -> Frozen:
-    """In fp32 those of AVX2 and nothing above it; in bf16 those of a matrix unit."""
-    dtype = torch.float32 if request.param == "fp32" else torch.bfloat16
-    found = kernels_of("x86-64-v3" if dtype is torch.float32 else "native")
-    if not found.takes_frozen(dtype, 32, 32):
-        pytest.skip("no matrix unit")
-    return Frozen(found, dtype)
+    """In fp32 those of AVX2 and nothing above it; in bf16 those of a matrix unit, this machine's if it has one."""
+    if request.param == "fp32":
+        return Frozen(kernels_of("x86-64-v3"), torch.float32)
+    own = kernels_of("native")
+    has = own.takes_frozen(torch.bfloat16, 32, 32)
+    found = own if has else kernels_of("matrix unit")
+    assert found.takes_frozen(torch.bfloat16, 32, 32)
+    return Frozen(found, torch.bfloat16)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
