@@ -34,6 +34,9 @@ _FACTORS = 3  # where the factors begin among the arguments of the autograd func
 _Columns = tuple[int, int] | None
 """First and end of the outputs that are wanted; None: all."""
 
+_Cuts = tuple[tuple[Tensor, slice | None], ...]
+"""Factors, and which of their rows are wanted; None: all."""
+
 
 class LinearGroup:
     """Layers that read the same input, as one product.
@@ -53,7 +56,7 @@ class LinearGroup:
         self._block: Tensor | None = None
         self._stamp: tuple[Any, ...] = ()
         self._frozen: dict[_Columns, FrozenLinear | Int8Weight] = {}
-        self._kept: dict[tuple[torch.dtype, _Columns], tuple[tuple[Any, ...], Joined]] = {}
+        self._kept: dict[tuple[torch.dtype, _Columns], tuple[tuple[Any, ...], _Cuts, Joined]] = {}
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -89,15 +92,17 @@ class LinearGroup:
             bias = bias[columns]
         which = dtype, None if columns is None else (columns.start, columns.stop)
         if which in self._kept:
-            made, joined = self._kept[which]
+            made, cuts, joined = self._kept[which]
             if made == made_of(layers) and (joined.kernels is None or joined.kernels is kernels()):
+                if columns is not None:  # rows of a factor are of this step's graph
+                    return replace(joined, bias=bias, factors=_rows_of(cuts))
                 return joined if joined.bias is bias else replace(joined, bias=bias)
             self._kept = {}  # what was made of the same weights for others neither stands
-        joined = self._joined_now(layers, bases, bias, dtype, columns)
-        if joined.A is None and all(isinstance(factor, nn.Parameter) for factor in joined.factors):
+        cuts, joined = self._joined_now(layers, bases, bias, dtype, columns)
+        if joined.A is None and all(isinstance(factor, nn.Parameter) for factor, _ in cuts):
             now = made_of(layers)
             if now is not None:
-                self._kept[which] = now, joined
+                self._kept[which] = now, cuts, joined
         return joined
 
     def _joined_now(
@@ -107,8 +112,8 @@ class LinearGroup:
         bias: Tensor | None,
         dtype: torch.dtype,
         columns: slice | None,
-    ) -> Joined:
-        """`joined`, made anew."""
+    ) -> tuple[_Cuts, Joined]:
+        """`joined`, made anew, and what its factors are."""
         frozen = self._frozen_linear(bases, columns)
         factors: list[Tensor] = []
         parts: list[Place] = []
@@ -120,10 +125,11 @@ class LinearGroup:
                 factors += pair.factors()
                 parts.append((start, size, pair.settings.scaling))
             start += size
+        cuts: _Cuts = tuple((factor, None) for factor in factors)
         if columns is not None:
-            factors, parts = _cut(factors, parts, columns)
+            cuts, parts = _cut(factors, parts, columns)
             start = columns.stop - columns.start
-        return joined_of(frozen, bias, factors, parts, start, dtype)
+        return cuts, joined_of(frozen, bias, _rows_of(cuts), parts, start, dtype)
 
     def _frozen_linear(self, bases: Sequence[Any], columns: slice | None) -> FrozenLinear | Int8Weight:
         """The weights side by side, or some of their outputs, as the product takes them; made anew when they change."""
@@ -203,18 +209,21 @@ def _joined_bias(bases: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
     return there[0] if there[0].dtype is dtype else there[0].to(dtype)
 
 
-def _cut(
-    factors: Sequence[Tensor], parts: Sequence[Place], columns: slice
-) -> tuple[list[Tensor], list[Place]]:
+def _cut(factors: Sequence[Tensor], parts: Sequence[Place], columns: slice) -> tuple[_Cuts, list[Place]]:
     """The adapters' factors for some of the outputs; adapters outside of them fall away."""
-    kept: list[Tensor] = []
+    kept: list[tuple[Tensor, slice | None]] = []
     places: list[Place] = []
     for (start, size, scaling), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
         low, high = max(start, columns.start), min(start + size, columns.stop)
         if low < high:
-            kept += [A, B if high - low == size else B[low - start : high - start]]
+            kept += [(A, None), (B, None if high - low == size else slice(low - start, high - start))]
             places.append((low - columns.start, high - low, scaling))
-    return kept, places
+    return tuple(kept), places
+
+
+def _rows_of(cuts: _Cuts) -> tuple[Tensor, ...]:
+    """The factors, or the rows of them that are wanted, differentiable."""
+    return tuple(factor if rows is None else factor[rows] for factor, rows in cuts)
 
 
 class _GroupLinear(torch.autograd.Function):

@@ -74,9 +74,12 @@ def normed(norm: Any, x: Tensor) -> tuple[Tensor, Kept]:
     compiled = kernels_for(x)
     if compiled is not None:
         bias, eps, form = _form(norm)
-        y, mean, inverse = compiled.norm(x.view(-1, x.shape[-1]), norm.weight, bias, eps, **form)
-        stats = *x.shape[:-1], 1
-        return y.view_as(x), (x, None if mean is None else mean.view(stats), inverse.view(stats))
+        flat = _rows(x)
+        y, mean, inverse = compiled.norm(flat, norm.weight, bias, eps, **form)
+        if flat is not x:
+            shape = *x.shape[:-1], 1
+            y, mean, inverse = y.view_as(x), None if mean is None else mean.view(shape), inverse.view(shape)
+        return y, (x, mean, inverse)
     if type(norm) is nn.LayerNorm:
         y, mean, inverse = _aten.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         return y, (x, mean, inverse)
@@ -99,9 +102,9 @@ def norm_gradients(
     x, mean, inverse = kept
     compiled = None if any(need) else kernels_for(grad, x)
     if compiled is not None and inverse.dtype == torch.float32 and (beside is None or fits(beside)):
-        flat, added = x.view(-1, x.shape[-1]), _RMS.get(type(norm).__name__, 0.0)
+        flat, added = _rows(x), _RMS.get(type(norm).__name__, 0.0)
         gx = compiled.norm_gradient(grad, flat, norm.weight, mean, inverse, beside, added=added)
-        return gx.view_as(x), [None] * len(need)
+        return gx if flat is x else gx.view_as(x), [None] * len(need)
     of_parameters: list[Tensor | None]
     if type(norm) is nn.LayerNorm:
         assert mean is not None
@@ -115,6 +118,11 @@ def norm_gradients(
         of_parameters = [None if of_weight is None else of_weight.to(norm.weight.dtype)]
         gx = rms_gradient(grad, x, weight, inverse)
     return gx if beside is None else gx.add_(beside), of_parameters
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., C) -> (R, C); x itself where it is that, as a block's states are: a view costs as much as a short call."""
+    return x if x.ndim == 2 else x.view(-1, x.shape[-1])
 
 
 def _form(norm: Any) -> tuple[Tensor | None, float, dict[str, Any]]:
