@@ -238,7 +238,8 @@ def _step(
 ) -> None:
     """One step of the optimiser, over `plan.accumulation` batches, shared among the processes."""
     # Dropout follows from the step. `torch.manual_seed` writes down its caller for devices that are not there: 0.4 ms.
-    seed = torch.default_generator.manual_seed if adapted.device.type == "cpu" else torch.manual_seed
+    device = adapted.device
+    seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
     seed((plan.seed * 1_000_003 + state.step) % 2**63)
     rate = config.learning_rate * rate_factor(state.step, plan.steps, config.warmup, config.schedule)
     for group in optimizer.param_groups:
@@ -246,7 +247,7 @@ def _step(
     batches = plan.batches(state.step)
     task = adapted.task
     units = sum(task.units(examples.targets[rows]) for rows in batches)  # texts, or labelled tokens
-    loss_sum = torch.zeros((), device=adapted.device)
+    loss_sum = torch.zeros((), device=device)
     for whole in batches:
         rows = whole if accelerator is None else whole[accelerator.process_index :: accelerator.num_processes]
         own = task.units(examples.targets[rows]) if len(rows) else 0
@@ -254,9 +255,9 @@ def _step(
             continue
         batch = packed_rows(examples.ids, rows)
         packed = rows[list(batch.order)]
-        targets = task.collate(examples.targets[packed]).to(adapted.device)
-        batch = batch.to(adapted.device)
-        below = None if examples.prefix is None else examples.prefix.below(packed, adapted.device)
+        targets = task.collate(examples.targets[packed]).to(device)
+        batch = batch.to(device)
+        below = None if examples.prefix is None else examples.prefix.below(packed, device)
         loss = task.loss(adapted.outputs(batch, below, targets), targets, batch.layout)
         (loss * (own / units)).backward()
         loss_sum += loss.detach() * own
