@@ -35,7 +35,7 @@ from veneer.files import cache_folder
 
 __all__ = ["PrefixStore", "build_prefix", "first_trained_block"]
 
-_BATCH_STATES = 4095  # of tokens, or of the nodes that texts share; they fill 4,096 rows
+_BATCH_STATES = 3071  # of tokens, or of the nodes that texts share; they fill 3,072 rows
 LIMIT_BYTES = 8 * 2**30
 """All kept prefixes together take at most this much of the disk; the oldest go first."""
 
