@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from veneer.engine import allocation
 from veneer.engine.allocation import let_go_of_file_pages
 from veneer.engine.frozen import FrozenLinear
+from veneer.engine.linears import LinearGroup
 from veneer.engine.native import kernels
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no way to ask on this system")
@@ -84,3 +85,20 @@ def test_a_weight_in_the_layout_of_its_product_is_not_held_twice(tmp_path: Path,
     assert held(weight) == 0
     torch.testing.assert_close(linear.product(x, None), first, rtol=0, atol=0)
     torch.testing.assert_close(first, x @ (weight if transposed else weight.t()), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_laid_side_by_side_are_not_held_where_they_were(tmp_path: Path) -> None:
+    parent, before = nn.Module(), []
+    for name in ("q", "k"):
+        (tmp_path / name).mkdir()
+        weight = mapped(tmp_path / name)
+        before.append(weight)
+        layer = nn.Linear(ROWS, ROWS, bias=False).requires_grad_(False)
+        layer.weight.data = weight
+        parent.add_module(name, layer)
+    x = torch.randn(3, ROWS)
+    found = LinearGroup((parent, "q"), (parent, "k"))(x)
+    assert [held(weight) for weight in before] == [0, 0]
+    torch.testing.assert_close(
+        found, torch.cat([x @ weight.t() for weight in before], 1), rtol=1e-4, atol=1e-4
+    )

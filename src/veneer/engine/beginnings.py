@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from veneer.engine.packing import PackedBatch, filled_to
 
-__all__ = ["Beginnings", "beginnings_of", "common_beginning", "nodes_of", "tree_of"]
+__all__ = ["Beginnings", "beginnings_of", "common_beginning", "nodes_of", "of_tokens", "tree_of"]
 
 _WORTH = 0.85  # of the tokens are nodes: with more of them, laying out and adding up costs what is saved
 _STEP = 64  # the nodes are filled up to a multiple, so that kernels for few numbers of rows are made
@@ -57,6 +57,11 @@ class Beginnings:
         """The gradient of what `of_nodes` gave -> that of what it was given; the few behind the nodes have none."""
         rows = grad.new_zeros(len(self.node_of_token), grad.shape[1])
         return rows.index_copy_(0, self.first_token[: self.nodes], grad[: self.nodes])
+
+
+def of_tokens(x: Tensor, shared: Beginnings | None) -> Tensor:
+    """States of nodes (U + a few, C) as those of the rows (R, C), which they are where nothing is shared."""
+    return x if shared is None else shared.of_rows(x)
 
 
 def beginnings_of(batch: PackedBatch, *, always: bool = False) -> Beginnings | None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from veneer.engine.beginnings import Beginnings
+from veneer.engine.beginnings import Beginnings, of_tokens
 from veneer.engine.block_tail import Tail, back_through, normed_or_not, parameters_of, wanted
 from veneer.engine.joined import Joined
 from veneer.engine.norms import norm_gradients
@@ -222,7 +222,7 @@ class ReadStep(_Step):
         """Attention's output (B, C) alone."""
         h, _ = normed_or_not(self.norm, x)
         q = self.q.forward(h.index_select(0, self.places))[0]
-        return self.reading.forward(q[: self.texts], self._of_tokens(self.kv.forward(h)[0]))[0]
+        return self.reading.forward(q[: self.texts], of_tokens(self.kv.forward(h)[0], self.shared))[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The block, and what `backward` wants."""
@@ -230,7 +230,7 @@ class ReadStep(_Step):
         read = h.index_select(0, self.places)
         q, of_q = self.q.forward(read)
         kv, of_kv = self.kv.forward(h)
-        a, of_reading = self.reading.forward(q[: self.texts], self._of_tokens(kv))
+        a, of_reading = self.reading.forward(q[: self.texts], of_tokens(kv, self.shared))
         y, of_tail = self.tail.forward(filled_to(a, len(self.places)), x.index_select(0, self.places))
         return y[: self.texts], [*of_norm, read, of_q, h, of_kv, *of_tail, *of_reading]
 
@@ -256,9 +256,6 @@ class ReadStep(_Step):
             gx, of_norm = norm_gradients(self.norm, gx, (kept[0], kept[1], kept[2]), need_norms[:split])
             gx.index_add_(0, self.places, behind.x)
         return gx, [*of_norm, *behind.norms, *of_q, *of_kv, *behind.factors]
-
-    def _of_tokens(self, kv: Tensor) -> Tensor:
-        return kv if self.shared is None else self.shared.of_rows(kv)
 
 
 class _Node(torch.autograd.Function):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from veneer.engine.activations import Activation
-from veneer.engine.beginnings import Beginnings
+from veneer.engine.beginnings import Beginnings, of_tokens
 from veneer.engine.block_step import Attention, BlockStep, Reading, ReadStep
 from veneer.engine.block_tail import Tail
 from veneer.engine.compiled_attention import CompiledRows, read_attention, row_attention
@@ -183,7 +183,7 @@ class Block:
 
     def _attended(self, h: Tensor, layout: Layout, shared: Beginnings | None) -> Tensor:
         """(R, C) attention of every row, from normed states h (R, C) or those of nodes."""
-        qkv = _of_tokens(self.qkv(h), shared)
+        qkv = of_tokens(self.qkv(h), shared)
         if self.turned is None:
             return attend_rows(qkv, layout, self.heads, self.scaling, causal=self.causal)
         return attend_rows(
@@ -204,7 +204,7 @@ class Block:
         `places` (S,) say where their states are in h, and fill up B to S; the rows behind B are zeros.
         """
         of_q, of_kv = self._columns(h.shape[1])
-        kv = _of_tokens(self.qkv(h, columns=of_kv), shared)
+        kv = of_tokens(self.qkv(h, columns=of_kv), shared)
         q = self.qkv(h.index_select(0, places), columns=of_q)[: len(reads)]
         if self.turned is not None:
             q, kv = self.turned.queries(q, layout, reads, kv), self.turned.keys(kv, layout)
@@ -294,7 +294,7 @@ class Program:
         read = reads is not None and start <= last
         x = x if self.last_norm is None else applied(getattr(*self.last_norm), x)
         if not read:
-            x = _of_tokens(x, shared)[:T]
+            x = of_tokens(x, shared)[:T]
         return x if read or reads is None else x.index_select(0, reads)
 
     def prefix(self, batch: PackedBatch, stop: int, shared: Beginnings | None = None) -> Tensor:
@@ -319,11 +319,6 @@ class Program:
 def _rows_of(tokens: Tensor, shared: Beginnings | None) -> Tensor:
     """(S,) which rows of the states hold those of these tokens (S,)."""
     return tokens if shared is None else shared.node_of_token.index_select(0, tokens)
-
-
-def _of_tokens(x: Tensor, shared: Beginnings | None) -> Tensor:
-    """States of nodes (U, C) as those of rows (R, C)."""
-    return x if shared is None else shared.of_rows(x)
 
 
 def _like_rows(x: Tensor, shared: Beginnings | None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from veneer.engine.allocation import let_go_of_file_pages
 from veneer.engine.native import NO_ADAPTERS, Adapters, Kernels, kernels
 
-__all__ = ["After", "FrozenLinear", "followed_product", "has_blocks"]
+__all__ = ["After", "FrozenLinear", "followed_product", "has_blocks", "let_go"]
 
 After = tuple[str, str]
 """An activation as oneDNN names it, and its form; ("none", "") is none."""
@@ -179,7 +179,7 @@ def _blocked_product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: T
 def _laid(compiled: Kernels, weight: Tensor, *, transposed: bool) -> Tensor:
     """(m, n), or (n, m) if `transposed`, in the kernels' tiles."""
     tiles = compiled.frozen_tiles(weight.contiguous(), transposed=transposed)
-    _let_go(weight)
+    let_go(weight)
     return tiles
 
 
@@ -189,12 +189,12 @@ def _in_blocks(weight: Tensor) -> Tensor:
     """(m, n) in oneDNN's blocks."""
     ops: Any = torch.ops.mkldnn
     blocked: Tensor = ops._reorder_linear_weight(weight.contiguous(), _ROWS)
-    _let_go(weight)
+    let_go(weight)
     return blocked
 
 
-def _let_go(weight: Tensor) -> None:
-    """The pages of a weight that a copy stands for from here on, where they are a mapped file's."""
+def let_go(weight: Tensor) -> None:
+    """Give back the pages of a weight that a copy stands for from here on, where they are a mapped file's."""
     if weight.is_contiguous() or weight.t().is_contiguous():
         let_go_of_file_pages(weight.data_ptr(), weight.nbytes)
 

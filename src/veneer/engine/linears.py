@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from veneer.engine.frozen import FrozenLinear
+from veneer.engine.frozen import FrozenLinear, let_go
 from veneer.engine.joined import Joined, Place, joined_of
 from veneer.engine.native import kernels
 from veneer.engine.slots import Slot, base_of, bias_of, can_be_joined, layer_in, made_of, pair_of, stamp
@@ -183,6 +183,7 @@ class LinearGroup:
             sizes = [base.weight.shape[axis] for base in bases]
             self._block = torch.cat([base.weight for base in bases], dim=axis)
             for base, part in zip(bases, self._block.split(sizes, dim=axis), strict=True):
+                let_go(base.weight)
                 base.weight.data = part
         self._frozen = {}
         self._stamp = stamp([base.weight for base in bases])

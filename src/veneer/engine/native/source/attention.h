@@ -93,54 +93,73 @@ static void FN(turned)(size n, size d, size m, const float *a, size lda, const f
 
 /* Floats of scratch that one thread wants for texts of up to so many queries and keys. */
 size FN(attention_scratch)(size queries, size keys, size D) {
-    size tiled = 0;
-#ifdef WITH_AMX
-    if (amx_attends(D)) {
-        tiled = amx_attention_floats(queries, keys, D);
-        queries = least(queries, FEWEST_OF_GRADIENT); /* of the texts that are not */
-    }
-#endif
+    size of_unit = FN(unit_floats)(&queries, keys, D);
     size m = up_to_lanes(queries), n = up_to_lanes(keys), d = up_to_lanes(D);
-    return most(tiled, (2 * m + most(m, n) + 5 * n) * d + 2 * m * n);
+    return most(of_unit, (2 * m + most(m, n) + 5 * n) * d + 2 * m * n);
+}
+
+/* One task of `attend`; `out` as there. */
+INLINE void FN(attend_task)(const FN(Texts) *t, const FN(Task) *at, REAL *out, size ldo, float *scratch) {
+    size q0 = at->q, k0 = at->k, m = at->m, n = at->n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at->head;
+    size d = up_to_lanes(t->D), times = t->heads / t->kv_heads;
+    float *q = scratch, *v = q + mp * d, *k = v + np * d, *turned = k + np * d, *s = turned + d * np, *o = s + m * np;
+    FN(widen_keys)(t, t->k + head * t->D, k0, n, k, d);
+    FN(widen_keys)(t, t->v + head * t->D, k0, n, v, d);
+    FN(turn)(k, d, n, turned, np);
+    for (size h = head * times; h < (head + 1) * times; h++) {
+        FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
+        FN(scores)(m, np, d, q, d, turned, np, s, np, t->causal, n - m);
+        FN(softmax)(s, m, n, np, t->causal, t->before);
+        FN(weighted)(m, d, n, s, np, v, d, o, d, t->causal, n - m);
+        FN(narrow)(o, d, m, t->D, 1.0f, out + q0 * ldo + h * t->D, ldo);
+    }
 }
 
 /* out (rows, ldo): the texts' tokens; the rows from q_first[texts] on are set to zero. */
 void FN(attend)(const FN(Texts) *t, REAL *out, size ldo, size rows, float *scratch, size floats, int threads) {
-    size d = up_to_lanes(t->D), times = t->heads / t->kv_heads, tasks = t->texts * t->kv_heads;
     for (size row = t->q_first[t->texts]; row < rows; row++) memset(out + row * ldo, 0, t->heads * t->D * sizeof(REAL));
     PARALLEL(threads) {
         float *mine = scratch + THREAD * floats;
-#ifdef WITH_AMX
-        TileShapes before;
-        int tiles = amx_attends(t->D);
-        if (tiles) amx_enter(&before);
-#endif
+        FN(Unit) unit = FN(entered)(t->D);
 #pragma omp for schedule(dynamic, 1)
-        for (size task = 0; task < tasks; task++) {
+        for (size task = 0; task < t->texts * t->kv_heads; task++) {
             FN(Task) at = FN(task_of)(t, task);
-#ifdef WITH_AMX
-            if (tiles && at.m >= FEWEST) {
-                amx_attend(t, &at, out, ldo, (char *)mine);
-                continue;
-            }
-#endif
-            size q0 = at.q, k0 = at.k, m = at.m, n = at.n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at.head;
-            float *q = mine, *v = q + mp * d, *k = v + np * d, *turned = k + np * d, *s = turned + d * np, *o = s + m * np;
-            FN(widen_keys)(t, t->k + head * t->D, k0, n, k, d);
-            FN(widen_keys)(t, t->v + head * t->D, k0, n, v, d);
-            FN(turn)(k, d, n, turned, np);
-            for (size h = head * times; h < (head + 1) * times; h++) {
-                FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
-                FN(scores)(m, np, d, q, d, turned, np, s, np, t->causal, n - m);
-                FN(softmax)(s, m, n, np, t->causal, t->before);
-                FN(weighted)(m, d, n, s, np, v, d, o, d, t->causal, n - m);
-                FN(narrow)(o, d, m, t->D, 1.0f, out + q0 * ldo + h * t->D, ldo);
-            }
+            if (!FN(unit_attends)(&unit, t, &at, out, ldo, mine)) FN(attend_task)(t, &at, out, ldo, mine);
         }
-#ifdef WITH_AMX
-        if (tiles) amx_leave(&before);
-#endif
+        FN(leave)(&unit);
     }
+}
+
+/* One task of `attend_gradient`; grad and the gradients as there. */
+INLINE void FN(gradient_task)(const FN(Texts) *t, const FN(Task) *at, const REAL *grad, size ldo, REAL *gq, REAL *gk,
+                              REAL *gv, float *scratch) {
+    size q0 = at->q, k0 = at->k, m = at->m, n = at->n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at->head;
+    size d = up_to_lanes(t->D), times = t->heads / t->kv_heads;
+    float *q = scratch, *k = q + mp * d, *g = k + np * d, *of = g + mp * d, *kt = of + most(mp, np) * d;
+    float *vt = kt + d * np, *sum_k = vt + d * np, *sum_v = sum_k + np * d, *s = sum_v + np * d, *ds = s + m * np;
+    FN(widen)(t->v + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
+    FN(turn)(k, d, n, vt, np);
+    FN(widen)(t->k + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
+    FN(turn)(k, d, n, kt, np);
+    for (size h = head * times; h < (head + 1) * times; h++) {
+        int first = h == head * times;
+        FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
+        FN(widen)(grad + q0 * ldo + h * t->D, ldo, m, t->D, 1.0f, g, d);
+        FN(scores)(m, np, d, q, d, kt, np, s, np, t->causal, 0);
+        FN(softmax)(s, m, n, np, t->causal, t->before);
+        FN(scores)(m, np, d, g, d, vt, np, ds, np, t->causal, 0);
+        FN(softmax_gradient)(s, ds, m, n, np, t->causal);
+        FN(weighted)(m, d, n, ds, np, k, d, of, d, t->causal, 0);
+        FN(narrow)(of, d, m, t->D, t->scaling, gq + q0 * t->ldq + h * t->D, t->ldq);
+        FN(turned)(n, d, m, ds, np, q, d, first ? sum_k : of, d, t->causal);
+        if (!first)
+            for (size i = 0; i < n * d; i++) sum_k[i] += of[i];
+        FN(turned)(n, d, m, s, np, g, d, first ? sum_v : of, d, t->causal);
+        if (!first)
+            for (size i = 0; i < n * d; i++) sum_v[i] += of[i];
+    }
+    FN(narrow)(sum_k, d, n, t->D, 1.0f, gk + k0 * t->ldk + head * t->D, t->ldk);
+    FN(narrow)(sum_v, d, n, t->D, 1.0f, gv + k0 * t->ldk + head * t->D, t->ldk);
 }
 
 /* The gradients of q, k and v, laid out as they are, from that of the output (grad, ldo). The keys' and values' rows are
@@ -149,52 +168,15 @@ void FN(attend_gradient)(const FN(Texts) *t, const REAL *grad, size ldo, REAL *g
                          size rows, float *scratch, size floats, int threads) {
     size tokens = t->k_first[t->texts];
     if (rows > tokens) memset(all + tokens * t->ldk, 0, (rows - tokens) * t->ldk * sizeof(REAL));
-    size d = up_to_lanes(t->D), times = t->heads / t->kv_heads, tasks = t->texts * t->kv_heads;
     PARALLEL(threads) {
         float *mine = scratch + THREAD * floats;
-#ifdef WITH_AMX
-        TileShapes before;
-        int tiles = amx_attends(t->D);
-        if (tiles) amx_enter(&before);
-#endif
+        FN(Unit) unit = FN(entered)(t->D);
 #pragma omp for schedule(dynamic, 1)
-        for (size task = 0; task < tasks; task++) {
+        for (size task = 0; task < t->texts * t->kv_heads; task++) {
             FN(Task) at = FN(task_of)(t, task);
-#ifdef WITH_AMX
-            if (tiles && at.m >= FEWEST_OF_GRADIENT) {
-                amx_attend_gradient(t, &at, grad, ldo, gq, gk, gv, (char *)mine);
-                continue;
-            }
-#endif
-            size q0 = at.q, k0 = at.k, m = at.m, n = at.n, mp = up_to_lanes(m), np = up_to_lanes(n), head = at.head;
-            float *q = mine, *k = q + mp * d, *g = k + np * d, *of = g + mp * d, *kt = of + most(mp, np) * d;
-            float *vt = kt + d * np, *sum_k = vt + d * np, *sum_v = sum_k + np * d, *s = sum_v + np * d, *ds = s + m * np;
-            FN(widen)(t->v + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
-            FN(turn)(k, d, n, vt, np);
-            FN(widen)(t->k + k0 * t->ldk + head * t->D, t->ldk, n, t->D, 1.0f, k, d);
-            FN(turn)(k, d, n, kt, np);
-            for (size h = head * times; h < (head + 1) * times; h++) {
-                int first = h == head * times;
-                FN(widen)(t->q + q0 * t->ldq + h * t->D, t->ldq, m, t->D, t->scaling, q, d);
-                FN(widen)(grad + q0 * ldo + h * t->D, ldo, m, t->D, 1.0f, g, d);
-                FN(scores)(m, np, d, q, d, kt, np, s, np, t->causal, 0);
-                FN(softmax)(s, m, n, np, t->causal, t->before);
-                FN(scores)(m, np, d, g, d, vt, np, ds, np, t->causal, 0);
-                FN(softmax_gradient)(s, ds, m, n, np, t->causal);
-                FN(weighted)(m, d, n, ds, np, k, d, of, d, t->causal, 0);
-                FN(narrow)(of, d, m, t->D, t->scaling, gq + q0 * t->ldq + h * t->D, t->ldq);
-                FN(turned)(n, d, m, ds, np, q, d, first ? sum_k : of, d, t->causal);
-                if (!first)
-                    for (size i = 0; i < n * d; i++) sum_k[i] += of[i];
-                FN(turned)(n, d, m, s, np, g, d, first ? sum_v : of, d, t->causal);
-                if (!first)
-                    for (size i = 0; i < n * d; i++) sum_v[i] += of[i];
-            }
-            FN(narrow)(sum_k, d, n, t->D, 1.0f, gk + k0 * t->ldk + head * t->D, t->ldk);
-            FN(narrow)(sum_v, d, n, t->D, 1.0f, gv + k0 * t->ldk + head * t->D, t->ldk);
+            if (!FN(unit_goes_back)(&unit, t, &at, grad, ldo, gq, gk, gv, mine))
+                FN(gradient_task)(t, &at, grad, ldo, gq, gk, gv, mine);
         }
-#ifdef WITH_AMX
-        if (tiles) amx_leave(&before);
-#endif
+        FN(leave)(&unit);
     }
 }

@@ -11,6 +11,7 @@
 #include "activations.h"
 #include "norms.h"
 #include "texts.h"
+#include "attention_unit.h"
 #include "attention.h"
 #include "lora.h"
 #include "panels.h"
@@ -36,6 +37,7 @@
 #ifdef HAS_AMX
 #define WITH_AMX
 #endif
+#include "attention_unit.h"
 #include "attention.h"
 #include "lora.h"
 #include "adapted_amx.h"
