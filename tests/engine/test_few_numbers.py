@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.test_program import adapted, texts_of
-from veneer.engine import Runner, pack
-from veneer.engine.frozen import FrozenLinear
+from veneer.engine import Runner, blocks, pack
+from veneer.engine.frozen import FrozenLinear, takes_any_rows
+from veneer.engine.native import kernels
 from veneer.engine.packing import few_numbers, filled_up
 from veneer.engine.token_loss import token_losses
 from veneer.tasks.adapted import length_batches
@@ -25,8 +26,9 @@ from veneer.tasks.adapted import length_batches
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """The numbers of rows of all frozen products from here on, forward and backward."""
+    """The numbers of rows of all frozen products from here on, forward and backward, as where each costs kernels."""
     found: set[int] = set()
+    monkeypatch.setattr(blocks, "takes_any_rows", lambda _: False)
     for name in ("product", "input_gradient", "adapted", "adapted_gradient"):
         inner = getattr(FrozenLinear, name)
 
@@ -82,6 +84,25 @@ def test_one_token_of_each_text(kind: str, rows: set[int]) -> None:
             reads = batch.layout.last if kind == "GPT-2" else batch.layout.first
             assert len(runner.hidden_states(batch, reads)) == texts
     assert rows == {16, 32, 64}  # read ones, and those of 27 to 36 tokens
+
+
+@pytest.mark.parametrize("any_rows", [False, True])
+def test_rows_are_filled_up_where_a_new_number_costs_something(
+    monkeypatch: pytest.MonkeyPatch, any_rows: bool
+) -> None:
+    monkeypatch.setattr(blocks, "takes_any_rows", lambda _: any_rows)
+    program = Runner.of(adapted("GPT-2")).program
+    assert program is not None
+    few, many = pack(texts_of((11, 9, 8))), pack(texts_of((20,) * 52))
+    assert program.rows(few) == (28 if any_rows else 32)
+    assert program.rows(many) == 1088
+
+
+def test_whose_products_take_any_number_of_rows() -> None:
+    compiled = kernels()
+    own = compiled is not None and compiled.takes_frozen(torch.float32, 16, 16)
+    assert takes_any_rows(torch.zeros(1)) is own
+    assert not takes_any_rows(torch.zeros(1, dtype=torch.bfloat16))
 
 
 def test_labelled_tokens(rows: set[int]) -> None:

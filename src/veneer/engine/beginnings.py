@@ -24,7 +24,7 @@ from veneer.engine.packing import PackedBatch, filled_to
 __all__ = ["Beginnings", "beginnings_of", "common_beginning", "nodes_of", "of_tokens", "tree_of"]
 
 _WORTH = 0.85  # of the tokens are nodes: with more of them, laying out and adding up costs what is saved
-_STEP = 64  # the nodes are filled up to a multiple, so that kernels for few numbers of rows are made
+_STEP = 64  # where rows are filled up the nodes are, to a multiple, so that kernels for few numbers of them are made
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,24 @@ def of_tokens(x: Tensor, shared: Beginnings | None) -> Tensor:
     return x if shared is None else shared.of_rows(x)
 
 
-def beginnings_of(batch: PackedBatch, *, always: bool = False) -> Beginnings | None:
-    """The tree of a batch, on its device; None where it does not save enough (unless `always`)."""
+def beginnings_of(batch: PackedBatch, rows: int | None = None, *, always: bool = False) -> Beginnings | None:
+    """The tree of a batch, on its device; None where it does not save enough (unless `always`).
+
+    Args:
+        batch: its texts.
+        rows: R, the rows that hold its T tokens (see `veneer.engine.blocks.Program.rows`); None: as filled up.
+        always: whatever it saves.
+    """
     if batch.token_type_ids is not None:
         return None
     if not always and nodes_of(batch) > _WORTH * batch.tokens:
         return None
     node_of_token, first = tree_of(batch)
-    rows = batch.layout.rows if batch.input_ids.device.type == "cpu" else batch.tokens
+    rows = batch.layout.rows if rows is None else rows
+    behind = -len(first) % _STEP if rows > batch.tokens else 0
     return Beginnings(
         filled_to(node_of_token, rows).to(batch.input_ids.device),
-        nn.functional.pad(first, (0, -len(first) % _STEP)).to(batch.input_ids.device),
+        nn.functional.pad(first, (0, behind)).to(batch.input_ids.device),
         len(first),
     )
 

@@ -25,6 +25,7 @@ from veneer.engine.beginnings import Beginnings, of_tokens
 from veneer.engine.block_step import Attention, BlockStep, Reading, ReadStep
 from veneer.engine.block_tail import Tail
 from veneer.engine.compiled_attention import CompiledRows, read_attention, row_attention
+from veneer.engine.frozen import takes_any_rows
 from veneer.engine.gated import Gated
 from veneer.engine.linears import LinearGroup, Slot
 from veneer.engine.node_attention import CompiledNodes, NodeAttention
@@ -234,6 +235,9 @@ class Block:
         return self.up.joined(x.dtype).activated(x, self.activation)
 
 
+_LARGE = 1024  # tokens: of more, rows that are filled up are a few in a hundred
+
+
 @dataclass(frozen=True)
 class Program:
     """A backbone as embedding, blocks and a last norm.
@@ -269,6 +273,18 @@ class Program:
         weight = self.blocks[0].norms[0].weight
         assert isinstance(weight, Tensor)
         return weight.shape[0]
+
+    def rows(self, batch: PackedBatch) -> int:
+        """R >= T: how many rows hold a batch's T tokens.
+
+        On a CPU one of few numbers, where a new one costs new kernels, or the batch is large: then its memory is used
+        again.
+        """
+        if batch.input_ids.device.type != "cpu":
+            return batch.tokens
+        weight = self.blocks[0].norms[0].weight
+        assert isinstance(weight, Tensor)
+        return batch.tokens if batch.tokens < _LARGE and takes_any_rows(weight) else batch.layout.rows
 
     def __call__(
         self,
@@ -309,7 +325,7 @@ class Program:
         """What the first block to be computed reads: a state for each row, or for each node."""
         if x is None and shared is not None:
             return self.embed(batch.only(shared.first_token))
-        rows = batch.layout.rows if batch.input_ids.device.type == "cpu" else batch.tokens
+        rows = self.rows(batch) if shared is None else len(shared.node_of_token)
         if x is None:
             x = self.embed(batch.filled_up() if rows > batch.tokens else batch)
         x = filled_to(x, rows)

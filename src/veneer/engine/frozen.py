@@ -21,7 +21,7 @@ from torch import Tensor
 from veneer.engine.allocation import let_go_of_file_pages
 from veneer.engine.native import NO_ADAPTERS, Adapters, Kernels, kernels
 
-__all__ = ["After", "FrozenLinear", "followed_product", "has_blocks", "let_go"]
+__all__ = ["After", "FrozenLinear", "followed_product", "has_blocks", "let_go", "takes_any_rows"]
 
 After = tuple[str, str]
 """An activation as oneDNN names it, and its form; ("none", "") is none."""
@@ -197,6 +197,15 @@ def let_go(weight: Tensor) -> None:
     """Give back the pages of a weight that a copy stands for from here on, where they are a mapped file's."""
     if weight.is_contiguous() or weight.t().is_contiguous():
         let_go_of_file_pages(weight.data_ptr(), weight.nbytes)
+
+
+def takes_any_rows(like: Tensor) -> bool:
+    """Whether products of states like this, on a CPU, cost no more with a number of rows not met before.
+
+    The compiled ones in fp32 do not; oneDNN makes new kernels for each.
+    """
+    compiled = kernels() if like.dtype is torch.float32 else None
+    return compiled is not None and compiled.takes_frozen(like.dtype, 16, 16)
 
 
 @lru_cache(maxsize=1)

@@ -165,7 +165,7 @@ def _compute(
     for texts in _batches(sequences, alike=causal):
         batch = pack([sequences[i] for i in texts])
         batch = batch.to(device)
-        shared = beginnings_of(batch, always=True) if causal else None
+        shared = beginnings_of(batch, program.rows(batch), always=True) if causal else None
         computed += batch.tokens if shared is None else shared.nodes
         states = program.prefix(batch, start, shared).cpu()
         node_of_token = None if shared is None else shared.node_of_token.cpu()

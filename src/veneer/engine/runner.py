@@ -112,7 +112,7 @@ class Runner:
         """
         start, x = below or (0, None)
         if self.program is not None and not _drops(self.model) and self.program.ready(start):
-            shared = beginnings_of(batch) if self.program.causal else None
+            shared = beginnings_of(batch, self.program.rows(batch)) if self.program.causal else None
             return self.program(batch, reads, start=start, x=x, shared=shared, recompute=self.recompute)
         run = packed_hidden_states if self.mode == "packed" else padded_hidden_states
         hidden = run(self.model, batch)
