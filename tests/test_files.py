@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from veneer import files
+from veneer.adapter import refuse_existing
 from veneer.errors import UserMistake, VeneerError
 from veneer.files import replacing_file, replacing_folder, write_bytes, write_text
+from veneer.tasks.answering import check_out
 
 
 def whole(folder: Path) -> dict[str, str]:
@@ -73,7 +75,7 @@ def test_what_the_old_folder_held_is_gone(tmp_path: Path) -> None:
         (errno.ENOTDIR, "is no folder, or lies in none. Choose another place"),
         (errno.EEXIST, "is no folder, or lies in none. Choose another place"),
         (errno.ENOENT, "Choose a folder that you may write to"),
-        (errno.ENAMETOOLONG, "Choose a folder that you may write to"),
+        (errno.ENAMETOOLONG, "its name is longer than this system allows. Give a shorter one"),
     ],
 )
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -242,3 +244,21 @@ def test_only_one_process_writes_a_place_and_a_killed_one_lets_go(
     with files.only_one(place):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        lambda place: refuse_existing(place, overwrite=True),
+        lambda place: files.refuse_existing(place, marker="a", what="a thing", overwrite=True),
+        lambda place: check_out(
+            place.with_name(f"{place.name}.csv"), place.with_name("b.csv"), overwrite=True
+        ),
+    ],
+    ids=["adapter", "folder", "answers"],
+)
+def test_a_name_that_no_file_can_have_is_refused_before_any_work(
+    tmp_path: Path, refuse: Callable[[Path], None]
+) -> None:
+    with pytest.raises(VeneerError, match="its name is longer than this system allows"):
+        refuse(tmp_path / ("x" * 300))

@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from veneer.errors import AdapterError, ConfigError, UserMistake
-from veneer.files import replacing_folder, write_bytes, write_text
+from veneer.files import replacing_folder, write_bytes, write_text, writing_to
 from veneer.naming import setting
 from veneer.strict import StrictModel
 
@@ -189,9 +189,14 @@ def write_adapter(
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise `UserMistake` where writing to `path` would lose something that was not meant to be lost."""
-    if not path.exists():
-        return
+    """Raise `UserMistake` where writing to `path` would lose something that was not meant to be lost.
+
+    Raises:
+        VeneerError: the system does not let anybody look there.
+    """
+    with writing_to(path):
+        if not path.exists():
+            return
     if not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG).is_file()):
         raise UserMistake(
             f"{path} exists and is not an adapter folder. Choose another place with {setting('call.out')}."

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG)
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 """What the system says where no file can be."""
 
 _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
@@ -184,9 +184,13 @@ def refuse_existing(path: Path, *, marker: str, what: str, overwrite: bool) -> N
         marker: the file by which a folder of the same kind is known.
         what: the kind, with its article: "an adapter".
         overwrite: whether one of the same kind may be replaced.
+
+    Raises:
+        VeneerError: the system does not let anybody look there.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
+    with writing_to(path):
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
     if not (path / marker).is_file():
         raise UserMistake(f"{path} exists and is not {what} folder. Choose another place for it.")
     if not overwrite:
@@ -257,6 +261,11 @@ def _refuse(path: Path, error: OSError) -> None:
         raise VeneerError(
             f"{path} was not written: a file of it is larger than this system or this shell (ulimit -f) allows. "
             "What stood there before is untouched."
+        ) from error
+    if error.errno == errno.ENAMETOOLONG:
+        raise UserMistake(
+            f"{path} was not written: its name is longer than this system allows. Give a shorter one with "
+            f"{setting('call.out')}."
         ) from error
     if error.errno in _NO_FOLDER:
         raise VeneerError(

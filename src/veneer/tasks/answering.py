@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from veneer.data.reading import read_inputs
 from veneer.data.tables import TableOptions
 from veneer.errors import DataError, InputError, UserMistake
-from veneer.files import replacing_file
+from veneer.files import replacing_file, writing_to
 from veneer.naming import setting
 from veneer.tasks.base import Answer, Input
 from veneer.tasks.kind import InputStream
@@ -54,13 +54,15 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
         raise UserMistake(
             f"{setting('call.out', out)}: the format is told by the name, which has to end in {', '.join(_SUFFIXES)}."
         )
-    if out.is_dir():
+    with writing_to(out):
+        exists = out.exists()
+    if exists and out.is_dir():
         raise UserMistake(f"{setting('call.out', out)} is a folder; expected the name of a file.")
-    if out.exists() and source.exists() and out.samefile(source):
+    if exists and source.exists() and out.samefile(source):
         raise UserMistake(
             f"{setting('call.out', out)} is the file that is read, which would be lost. Give another name."
         )
-    if out.exists() and not overwrite:
+    if exists and not overwrite:
         raise UserMistake(
             f"{out} exists already. Give {setting('call.overwrite', True)} to replace it, or another name with "
             f"{setting('call.out')}."
